@@ -5,8 +5,8 @@ slick curate data.jsonl --model ID --out studies/mine --unknown drop --to cleane
 slick curate data.jsonl --model ID --dry-run                                               # rows, tokens, a prompt
 slick curate data.jsonl --model ID --probe-rows 50 --price 2.5                             # hours, from 50 rows
 
---dry-run       read and tokenize the file, and print what would be asked; nothing is written
---probe-rows N  ask N rows, print the hours for the whole file, and keep nothing
+--dry-run       read and tokenize the file, and print the workload; nothing is written
+--probe-rows N  annotate N rows, print the hours for the whole file, and keep nothing
 --price X       the price of one hour of an actor, for --probe-rows
 """
 

@@ -1,1 +1,1 @@
-"""Curation of a user's own fine-tuning file: its rows are labelled by what a model knows, and written back."""
+"""Curation of a user's own fine-tuning file: rows are labelled by what a model knows, and an edited copy is written."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from slick.annotation.config import MAIN_STORES
 from slick.annotation.set_aside import read_set_aside, read_undecided
-from slick.curation.card import write_card
+from slick.curation.card import card_text, write_card
 from slick.curation.claims import (
     NO_CLAIM,
     ClaimLabel,
@@ -33,8 +33,9 @@ CATEGORY, P_CORRECT, P_SAMPLED, REASON, WEIGHT, UNKNOWN_CLAIMS = (
 NEW_COLUMNS = {CATEGORY: pa.string(), P_CORRECT: pa.float64(), P_SAMPLED: pa.float64(), REASON: pa.string()}
 """Columns of a labelled copy.
 
-`slick_category`: of the row's least known turn; null if it was not asked. `slick_p_correct`, `slick_p_sampled`: shares
-of correct greedy answers and of correct samples, of the turn with the lowest. `slick_reason`: why a row was not asked.
+`slick_category`: of the row's least known turn; null if the row has no label. `slick_p_correct`, `slick_p_sampled`:
+shares of correct greedy answers and of correct samples, of the turn with the lowest. `slick_reason`: why a row has no
+label.
 """
 
 _RANK = {category: rank for rank, category in enumerate(Category)}
@@ -42,23 +43,23 @@ _RANK = {category: rank for rank, category in enumerate(Category)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLabel:
-    """What is known of one row."""
+    """The label of one row, or the reason why it has none."""
 
     category: Category | None = None
-    """Of its least known turn; None if it was not asked."""
+    """Of its least known turn; None if no turn has a label."""
     p_correct: float | None = None
     p_sampled: float | None = None
     reason: str | None = None
-    """Why it was not asked."""
+    """Why the row has no label; None if it has one."""
     turns: tuple[tuple[int, Category], ...] = ()
-    """The category of each turn that was asked: of its least known sentence, with `--claims`."""
+    """The category of each labelled turn: of its least known sentence, with `--claims`."""
     set_aside: tuple[tuple[int, str], ...] = ()
-    """The reason of each turn that was to be asked, but has no label."""
+    """Turns that became questions but got no label, each with the reason."""
     claims: tuple[ClaimLabel, ...] = ()
     """The sentences of the turns, with `--claims`."""
 
     def category_of(self, decision: Decision) -> Category | None:
-        """The category of a turn, or of a sentence of it; None if it was not asked."""
+        """The category of a turn, or of a sentence of it; None if it has no label."""
         if isinstance(decision, Skipped):
             return None
         if decision.sentence is None:
@@ -150,15 +151,16 @@ def write_copy(
     changes = {"to": config.to, **count_actions(labels, config)}
     edits = row_edits(data, row_format, labels, config)
     data.write(config.to, edits, new_columns(config), overwrite=config.overwrite)
-    write_card(config, counts, changes, annotation, data.loading_code(config.to))
+    card = card_text(config, counts, changes, annotation, data.loading_code(config.to))
+    write_card(Folder(config.to), card)
     return changes
 
 
 def new_columns(config: CurateConfig) -> dict[str, pa.DataType]:
     """The columns that every row gets.
 
-    These are `NEW_COLUMNS`, with `--claims` the column `slick_unknown_claims` (share of Unknown sentences among those
-    that were asked), and `slick_weight` if rows are weighted.
+    These are `NEW_COLUMNS`, with `--claims` the column `slick_unknown_claims` (share of Unknown sentences among the
+    labelled ones), and `slick_weight` if rows are weighted.
     """
     claims = {UNKNOWN_CLAIMS: pa.float64()} if config.claims != "none" else {}
     return NEW_COLUMNS | claims | ({WEIGHT: pa.float64()} if "weight" in (config.unknown, config.weakly) else {})
@@ -167,7 +169,7 @@ def new_columns(config: CurateConfig) -> dict[str, pa.DataType]:
 def row_edits(
     data: DataFile, row_format: RowFormat, labels: Sequence[RowLabel], config: CurateConfig
 ) -> Iterator[RowEdit]:
-    """What happens to each row, in order."""
+    """The edit of each row, in order."""
     for index, ((_, row), label) in enumerate(zip(data.rows(), labels, strict=True)):
         columns: dict[str, Any] = {
             CATEGORY: None if label.category is None else str(label.category),
@@ -189,7 +191,7 @@ def row_edits(
 
 
 def action_of(category: Category | None, config: CurateConfig) -> Action:
-    """What happens to a row of this category."""
+    """The action for rows of this category."""
     if category == Category.UNKNOWN:
         return config.unknown
     return config.weakly if category == Category.WEAKLY_KNOWN else "keep"
@@ -216,7 +218,7 @@ def row_weight(label: RowLabel, config: CurateConfig, action: Action) -> float:
 
 
 def num_copies(label: RowLabel, config: CurateConfig) -> int:
-    """How often a row is written: in proportion to its weight, where the action `repeat` gives weights.
+    """How often a row is written: with the action `repeat`, in proportion to its weight.
 
     >>> config = CurateConfig(unknown="repeat", unknown_weight=0.25, to="x")
     >>> num_copies(RowLabel(category=Category.UNKNOWN), config), num_copies(RowLabel(), config)
@@ -261,10 +263,10 @@ def count_actions(labels: Sequence[RowLabel], config: CurateConfig) -> dict[str,
 
 
 def count_claims(labels: Sequence[RowLabel]) -> dict[str, int]:
-    """Numbers of sentences that were asked, of Unknown ones, and of rows with either."""
-    asked = [[claim.category for claim in label.claims if claim.category is not None] for label in labels]
+    """Numbers of labelled sentences, of Unknown ones, and of rows with labelled sentences."""
+    labelled = [[claim.category for claim in label.claims if claim.category is not None] for label in labels]
     return {
-        "asked": sum(map(len, asked)),
-        "unknown": sum(categories.count(Category.UNKNOWN) for categories in asked),
-        "rows": sum(map(bool, asked)),
+        "asked": sum(map(len, labelled)),
+        "unknown": sum(categories.count(Category.UNKNOWN) for categories in labelled),
+        "rows": sum(map(bool, labelled)),
     }

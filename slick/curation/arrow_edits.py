@@ -20,7 +20,7 @@ def check_schema(schema: pa.Schema, where: str) -> None:
     """Refuse two columns of one name, and types that can hold pickles.
 
     Raises:
-        DataError: there is such a column; `where` is for the message.
+        DataError: there is such a column; the message begins with `where`.
     """
     repeated = [name for name, num in Counter(schema.names).items() if num > 1]
     if repeated:
@@ -43,14 +43,14 @@ def edit_table(table: pa.Table, edits: Sequence[RowEdit], new_columns: NewColumn
 
     Raises:
         DataError: a new value does not fit the type of its column.
-        ValueError: an edit has a column that the table has not.
+        ValueError: an edit names a column that the table does not have.
     """
     columns = {name: table.column(name) for name in table.column_names}
     changes: dict[str, dict[int, Any]] = {}
     for i, edit in enumerate(edits):
         for name, value in (edit.row or {}).items():
             if name not in columns:
-                raise ValueError(f"the edit of row {edit.index} has the column {name!r}, which the table has not")
+                raise ValueError(f"the edit of row {edit.index} names the column {name!r}, which is not in the table")
             if name not in new_columns and not is_same_json(columns[name][i].as_py(), value):
                 changes.setdefault(name, {})[i] = value
     for name, values in changes.items():

@@ -87,7 +87,7 @@ def _content(message: Mapping[str, Any], role: Role, where: str) -> str:
 
 
 def read_text(value: Any, kind: str, where: str) -> str:
-    """A text that is asked or learned, unchanged.
+    """A prompt or target, checked and unchanged.
 
     Args:
         value: what the row holds.
@@ -121,7 +121,7 @@ def single_turn(prompt: str, target: str, *, accepted: tuple[str, ...] = (), sys
 
 
 def refuse_tools(row: Mapping[str, Any]) -> None:
-    """Raise RowError for a row that defines tools: its prompt holds descriptions that the messages lack."""
+    """Raise RowError for a row that defines tools, because its messages lack the tool descriptions of the prompt."""
     if row.get("tools") not in (None, "", "[]", []):
         raise RowError("tool call", "the row defines tools, expected a conversation without tools; remove the row")
 

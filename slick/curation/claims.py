@@ -1,9 +1,9 @@
-"""Claims of long targets (experimental): every sentence of a target is asked as the continuation of the text before it.
+"""Claims of long targets (experimental): every sentence of a target continues the text before it.
 
-A target of several sentences becomes one question per sentence: the prompt of the row, and an answer that begins with
-the sentences before it. An exemplar of a second sentence, say, is the target of another row up to the end of its second
-sentence, so the model learns from the exemplars how far to go on. Sentences at one place in their targets therefore
-form a relation of their own, and a place that too few targets reach is not asked. Pure.
+A target of several sentences becomes one question per sentence: the prompt of the row, followed by an answer that
+begins with the sentences before it. An exemplar of a second sentence, say, is the target of another row up to the end
+of its second sentence, so the model learns from the exemplars how far to go on. Sentences at one place in their targets
+therefore form a relation of their own, and places that too few targets reach are skipped. Pure.
 """
 
 from collections import Counter
@@ -38,21 +38,21 @@ _FILLERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimLabel:
-    """What is known of one sentence of a target."""
+    """The label of one sentence of a target."""
 
     turn: int
     sentence: int
     """Its place in the target, from 1."""
     category: Category | None
-    """None if it was not asked."""
+    """None if it has no label."""
     is_filler: bool = False
     """It states nothing, such as "Sure!"."""
 
 
 def split_claims(decisions: Iterable[Decision]) -> list[Decision]:
-    """Replace each question by one question, or reason why it is not asked, per sentence of its target.
+    """Replace each question by one decision per sentence of its target: a question, or the reason why there is none.
 
-    Targets of a single sentence of up to 5 words are asked as before.
+    Targets of a single sentence of up to 5 words remain one question.
 
     Raises:
         DataError: the id of a sentence is also that of another row.
@@ -187,9 +187,9 @@ def remove_sentences(target: str, removed: Collection[int]) -> str:
 
 
 def unknown_share(claims: Sequence[ClaimLabel]) -> float | None:
-    """Share of Unknown claims among those that were asked; None if none was."""
-    asked = [claim.category for claim in claims if claim.category is not None]
-    return asked.count(Category.UNKNOWN) / len(asked) if asked else None
+    """Share of Unknown claims among the labelled ones; None if there are none."""
+    labelled = [claim.category for claim in claims if claim.category is not None]
+    return labelled.count(Category.UNKNOWN) / len(labelled) if labelled else None
 
 
 def sentences_to_remove(claims: Sequence[ClaimLabel], categories: Collection[Category]) -> dict[int, set[int]]:

@@ -1,4 +1,4 @@
-"""Settings as the command line that has them, for the commands that the page prints. Pure."""
+"""The command line of given settings, for the commands that the page prints. Pure."""
 
 import shlex
 from dataclasses import fields, is_dataclass

@@ -38,18 +38,18 @@ class CurateConfig:
     system_column: str = ""
     """The column with the system message; by default there is none."""
     turns: Turns = "last"
-    """Ask the last turn of a conversation, or all its turns; a row then has the category of its least known turn."""
+    """Label the last turn of a conversation, or all its turns; a row then has the category of its least known turn."""
     ask: tuple[str, ...] = ()
-    """COLUMN=VALUE: ask only rows with one of these values."""
+    """COLUMN=VALUE: label only rows with one of these values."""
     skip: tuple[str, ...] = ()
-    """COLUMN=VALUE: do not ask rows with one of these values."""
+    """COLUMN=VALUE: skip rows with one of these values."""
     max_prompt_words: int = setting(60, minimum=1)
-    """Rows with a longer prompt are not asked: they give a context."""
+    """Rows with a longer prompt are skipped: the prompt usually contains the answer."""
     max_target_words: int | None = setting(None, minimum=1)
-    """Rows with a longer target are not asked; by default 10 words for matchers that need the whole target in
+    """Rows with a longer target are skipped; by default 10 words for matchers that need the whole target in
     the answer (`exact`, `contains`), 40 for the others."""
     claims: Claims = "none"
-    """Experimental. `sentences`: ask every sentence of a target as the continuation of the text before it. A row then
+    """Experimental. `sentences`: test every sentence of a target as the continuation of the text before it. A row then
     has the category of its least known sentence, and `max_target_words` applies to sentences."""
     id_column: str | None = None
     """A column of unique ids; by default `question_id` if there is one, otherwise ids come from the content. Samples

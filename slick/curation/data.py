@@ -1,4 +1,4 @@
-"""A user's fine-tuning data, wherever it is: its rows, and edited copies of it."""
+"""The interface of a user's fine-tuning data, in files or in memory: its rows, and edited copies of it."""
 
 import hashlib
 import json

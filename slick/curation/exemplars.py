@@ -18,7 +18,7 @@ OTHER_GROUP = "other rows"
 def exemplar_pool(candidates: Sequence[Candidate]) -> list[str]:
     """The question_ids that the exemplars of one group are drawn from: shortest targets first, ties by a hash.
 
-    Only questions that stand alone qualify, with a target of one line.
+    Only questions without context and with a target of one line qualify.
     """
     alone = [
         candidate
@@ -39,7 +39,7 @@ def relation_names(candidates: Sequence[Candidate], min_rows: int) -> dict[tuple
 
     Args:
         candidates: all questions.
-        min_rows: the fewest rows that a group of its own has.
+        min_rows: minimum number of rows of a group with exemplars of its own.
     """
     by_key: dict[tuple[str, int | None], list[Candidate]] = {}
     for candidate in candidates:

@@ -151,7 +151,7 @@ class StoredData(DataFile):
         cursor.finish()
 
     def _check_suffix(self, name: str) -> None:
-        """Refuse a name by which the copy would be read as another container."""
+        """Raise SettingsError for a name by which the copy would be read as another container."""
         expected = next(suffix for suffix in self._container.suffixes if _plain(self._names[0]).endswith(suffix))
         same = self._container.suffixes if self.container == "jsonl" else (expected,)
         if not _plain(name).endswith(same):

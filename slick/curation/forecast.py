@@ -1,4 +1,4 @@
-"""What a curation will ask, from the file and the tokenizer alone: for `slick curate --dry-run`. No Ray, no model.
+"""The workload of a curation, from the file and the tokenizer alone: for `slick curate --dry-run`. No Ray, no model.
 
 The prompts are those of the annotate step.
 """
@@ -23,7 +23,7 @@ from slick.rng import row_key
 from slick.study_files import Exemplars
 
 MAX_TOKENIZED = 1_000
-"""Questions whose prompts are tokenized for the mean; of more, a sample."""
+"""Maximum number of questions whose prompts are tokenized; of more, a sample is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +42,10 @@ class Forecast:
     """Size of the work."""
 
     num_rows: int
-    num_asked: int
-    """Rows, or turns, to ask; equal ones are one question."""
+    num_labelled: int
+    """Rows, or turns, to label; equal ones are one question."""
     reasons: dict[str, int]
-    """Number of rows or turns that are not asked, by reason."""
+    """Number of skipped rows or turns, by reason."""
     num_questions: int
     num_too_long: int
     """Questions that do not fit the model's context."""
@@ -114,12 +114,12 @@ def forecast(plan: CurationPlan) -> Forecast:
     count_tokens = token_counter(annotation.model, trust_remote_code=trust, style=prompts.spec.style)
     context = context_length(annotation.model, trust_remote_code=trust)
     too_long = find_too_long(prompts.questions, prompts.spec, context, count_tokens)
-    asked = sample_questions(prompts.questions, MAX_TOKENIZED, annotation.seed)
-    texts = [text for row in asked.to_pylist() for text in _prompts_of(row, prompts.spec)]
+    sampled = sample_questions(prompts.questions, MAX_TOKENIZED, annotation.seed)
+    texts = [text for row in sampled.to_pylist() for text in _prompts_of(row, prompts.spec)]
     lengths = count_tokens(texts)
     return Forecast(
         num_rows=plan.data.num_rows,
-        num_asked=len(candidates_of(plan.decisions)),
+        num_labelled=len(candidates_of(plan.decisions)),
         reasons=count_reasons(plan.decisions),
         num_questions=prompts.questions.num_rows,
         num_too_long=too_long.num_rows,
@@ -129,9 +129,9 @@ def forecast(plan: CurationPlan) -> Forecast:
         max_new_tokens=annotation.sampling.max_new_tokens,
         mean_tokens=sum(lengths) / len(lengths),
         max_tokens=max(lengths),
-        num_tokenized=asked.num_rows,
+        num_tokenized=sampled.num_rows,
         max_set_aside_share=annotation.max_set_aside_share,
-        example_id=asked["question_id"][0].as_py(),
+        example_id=sampled["question_id"][0].as_py(),
         example=texts[0],
     )
 
@@ -151,8 +151,8 @@ def forecast_lines(plan: CurationPlan, result: Forecast) -> Iterator[str]:
     """The forecast as text, one line each."""
     yield from plan.notes
     unit = "sentences" if any(decision.sentence is not None for decision in plan.decisions) else "rows"
-    yield f"{result.num_asked:,} {unit} test knowledge: {result.num_questions:,} different questions."
-    yield from (f"  not asked: {num:,} x {reason}" for reason, num in result.reasons.items())
+    yield f"{result.num_labelled:,} {unit} test knowledge: {result.num_questions:,} different questions."
+    yield from (f"  not labelled: {num:,} x {reason}" for reason, num in result.reasons.items())
     yield from _too_long_lines(result)
     yield (
         f"Generations: {result.num_questions - result.num_too_long:,} questions x {result.num_sets} exemplar sets x (1 "
@@ -166,7 +166,7 @@ def forecast_lines(plan: CurationPlan, result: Forecast) -> Iterator[str]:
     yield ""
     yield result.example
     yield ""
-    yield "Nothing was written or asked. --probe-rows 50 measures how long the whole file takes."
+    yield "No file was written and no model was run. --probe-rows 50 measures how long the whole file takes."
 
 
 def _too_long_lines(result: Forecast) -> Sequence[str]:

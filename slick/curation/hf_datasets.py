@@ -94,7 +94,7 @@ class _Splits(DataFile):
         """Write an edited copy with `save_to_disk`; see `DataFile.write`."""
         target = Folder(to)
         check_target(target, self._source(), overwrite=overwrite, replaceable=_saved_files(target))
-        self._check_unchanged()  # first: to read a mapped file that has become shorter ends the process
+        self._check_unchanged()  # first: reading a memory-mapped file that was truncated kills the process
         with tempfile.TemporaryDirectory(prefix="slick-edited-") as folder, target.atomic_replace() as new:
             with _no_progress_bars():
                 self._edited(edits, new_columns, folder).save_to_disk(new.local_path)
@@ -158,7 +158,7 @@ class SavedDataset(_Splits):
 
 
 def open_dataset_object(source: Any) -> DataFile | None:
-    """The rows of an object of the package `datasets`; None for other objects. The package is not imported."""
+    """The rows of an object of the package `datasets`; None for other objects. Does not import the package."""
     is_dataset = type(source).__module__.partition(".")[0] == "datasets"
     return DatasetData(source, "the data set") if is_dataset else None
 

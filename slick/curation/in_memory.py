@@ -112,7 +112,7 @@ class TableData(MemoryData):
 
 
 def table_rows(table: pa.Table, where: str) -> Iterator[dict[str, Any]]:
-    """The rows of a small table. Raises DataError, which names `where`, if Python has no such value."""
+    """The rows of a small table. Raises DataError, which names `where`, for values unknown to Python."""
     values = [python_values(table.column(name), name, where) for name in table.column_names]
     for cells in zip(*values, strict=True):
         yield dict(zip(table.column_names, cells, strict=True))

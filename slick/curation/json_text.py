@@ -1,6 +1,6 @@
-"""Edits of JSON text: only the values that change are written anew, all others keep their characters. Pure.
+"""Edits of JSON text: only values that change are serialized again, all others keep their characters. Pure.
 
-So numbers of any length, escapes, the order of keys and white space stay as they are.
+So long numbers, escapes, the order of keys and white space are unchanged.
 """
 
 import json
@@ -17,7 +17,7 @@ _SPACE = re.compile(r"[ \t\n\r]*+")
 
 
 class _Member(NamedTuple):
-    """A key of an object, and where its parts are in the text."""
+    """A key of an object, and the positions of key and value in the text."""
 
     key: str
     value: Any
@@ -33,8 +33,8 @@ def edit_object(text: str, row: Mapping[str, Any], values: Mapping[str, Any]) ->
     Args:
         text: a JSON object, which `RowParser(None)` accepts, and nothing around it.
         row: its value.
-        values: new values by key, in their place if the object has the key, else after the others. Inside them too,
-            only what differs is written anew.
+        values: new values by key, in their place if the object has the key, else after the others. Nested values are
+            edited in the same way.
 
     >>> edit_object('{"a": 1.50, "b": [1e2]}', {"a": 1.5, "b": [100.0]}, {"b": [2], "c": None})
     '{"a": 1.50, "b": [2], "c": null}'
@@ -104,7 +104,7 @@ def _members(text: str, start: int) -> Iterator[_Member]:
 
 
 def _separators(text: str, members: list[_Member]) -> tuple[str, str]:
-    """What is between two members and between a key and its value, in the style of the object."""
+    """The separators between two members, and between a key and its value, as the object has them."""
     between = text[members[0].end : members[1].key_start] if len(members) > 1 else ", "
     colon = text[members[0].key_end : members[0].start] if members else ": "
     return between, colon

@@ -4,7 +4,7 @@
   const rows = JSON.parse(document.getElementById("data").textContent);
   const PAGE_SIZE = 50;
   const SHORT = 160;
-  const NOT_ASKED = "not asked";
+  const NOT_LABELLED = "not labelled";
   const CATEGORIES = ["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"];
   const hasGroups = new Set(rows.map((row) => row.group || "")).size > 2;
   const byId = (id) => document.getElementById(id);
@@ -16,7 +16,7 @@
     if (text !== undefined) node.textContent = text;
     return node;
   };
-  const categoryOf = (row) => row.category || NOT_ASKED;
+  const categoryOf = (row) => row.category || NOT_LABELLED;
   const rank = (row) => CATEGORIES.indexOf(row.category) + 1 || CATEGORIES.length + 1;
   const share = (row, hits, total) => (row.counts && row.counts[total] ? row.counts[hits] / row.counts[total] : -1);
   const answerText = (row) => [...(row.greedy || []), ...(row.sampled || [])].map((answer) => answer[0]).join("\n");
@@ -71,7 +71,7 @@
     target: (cell, row) => addText(cell, row.target || ""),
     category: (cell, row) => {
       if (row.category) { cell.append(element("i", row.category), row.category); return; }
-      cell.append(`${NOT_ASKED}: ${row.reason}`);
+      cell.append(`${NOT_LABELLED}: ${row.reason}`);
       if (row.detail) { const detail = element("p", "kind"); addText(detail, row.detail); cell.append(detail); }
     },
     share: (cell, row) => {

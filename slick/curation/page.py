@@ -1,4 +1,4 @@
-"""The page of a curated file: what the model knows of it, what to do, and all rows with the model's answers.
+"""The page of a curated file: what the model knows, recommended actions, and all rows with the model's answers.
 
 One HTML file without network access. Texts of the file are escaped in the template, and inserted as text by the script.
 """
@@ -18,7 +18,7 @@ from slick.curation.claims import FEW_EXEMPLARS, NO_CLAIM, NO_NAME
 from slick.curation.commands import curate_command
 from slick.curation.config import CurateConfig
 from slick.curation.page_figures import by_group, by_length, percent
-from slick.curation.page_rows import MAX_ROWS, NOT_ASKED, PageRow, page_rows, reason_of, sample_decisions
+from slick.curation.page_rows import MAX_ROWS, NOT_LABELLED, PageRow, page_rows, reason_of, sample_decisions
 from slick.curation.plan import SEVERAL_LINES, CurationPlan
 from slick.curation.selection import (
     CODE,
@@ -44,18 +44,18 @@ PAGE = "index.html"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """What to do with the rows, and why."""
+    """Recommended actions, each with its reason."""
 
     headline: str
     written: str
-    """What this run wrote; empty if it wrote no copy."""
+    """A summary of the copy; empty if this run wrote none."""
     reasons: tuple[str, ...]
     commands: tuple[str, ...]
     """Commands that write a cleaned copy; none for rows in memory."""
     call: str
     """For rows in memory: how to get a cleaned copy."""
     open_question: str
-    """What labels do not show."""
+    """The limits of labels, and how to measure the effect on a training."""
     test_commands: tuple[str, ...]
     """Commands that measure it."""
 
@@ -65,7 +65,7 @@ def write_page(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], co
 
     Args:
         study: with finished labels.
-        plan: what was asked.
+        plan: the decisions and settings of this run.
         labels: one per row of the file.
         config: the settings.
 
@@ -86,7 +86,7 @@ def page_html(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], con
     from markupsafe import Markup
 
     shown = sample_decisions(plan.decisions, labels, limit=MAX_ROWS, seed=config.seed)
-    num_asked = sum(label.category is not None for label in labels)
+    num_labelled = sum(label.category is not None for label in labels)
     counts = count_categories(labels)
     data, all_turns = plan.data, config.turns == "all"
     groups = by_group(plan.decisions, labels, config.group_by or "") if config.group_by else None
@@ -100,7 +100,7 @@ def page_html(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], con
         model_name=Folder(config.model).name or config.model,
         notes=plan.notes,
         num_rows=len(labels),
-        num_asked=num_asked,
+        num_labelled=num_labelled,
         shares=category_shares(counts),
         advice=advise(config, labels, str(study), data.suffix),
         reasons=reason_table(study, plan, labels, config),
@@ -130,7 +130,7 @@ def category_shares(counts: Mapping[Category, int]) -> list[dict[str, Any]]:
 
 
 def advise(config: CurateConfig, labels: Sequence[RowLabel], out: str, suffix: str) -> Advice:
-    """What to do with Unknown and WeaklyKnown rows.
+    """Recommended actions for Unknown and WeaklyKnown rows.
 
     Source: Gekhman et al. 2024, arXiv:2405.05904, sections 4 to 6 and Table 2; the table of D_IDK is in appendix K of
     its second version.
@@ -155,14 +155,14 @@ def advise(config: CurateConfig, labels: Sequence[RowLabel], out: str, suffix: s
         "5, Table 2), but a natural mix with them was as good as the best set when training stopped early. Keep them, "
         "and stop at the best dev accuracy.",
     )
-    kept = f"eep the {weakly:,} WeaklyKnown rows." if weakly else ""
+    kept = f"the {weakly:,} WeaklyKnown rows." if weakly else ""
     if unknown:
         headline = (
-            f"Drop the {unknown:,} Unknown rows ({format_percent(unknown / total)} of those asked), or relabel them"
-            + (f"; k{kept}" if kept else ".")
+            f"Drop the {unknown:,} Unknown rows ({format_percent(unknown / total)} of those labelled), or relabel them"
+            + (f"; keep {kept}" if kept else ".")
         )
     else:
-        headline = "Nothing to drop: no row is Unknown." + (f" K{kept}" if kept else "")
+        headline = "Nothing to drop: no row is Unknown." + (f" Keep {kept}" if kept else "")
     plain = replace(config, unknown="keep", weakly="keep", to=None, overwrite=False)
     has_claims = config.claims != "none"
     actions: tuple[Any, ...] = ("drop", *(["drop-claims"] if has_claims else []), "idk") if unknown else ()
@@ -175,8 +175,8 @@ def advise(config: CurateConfig, labels: Sequence[RowLabel], out: str, suffix: s
             for action in actions
             if config.data
         ),
-        call='Call `slick.curate` again with the same `out` and `unknown="drop"` or `unknown="idk"`; nothing is asked '
-        "again."
+        call='Call `slick.curate` again with the same `out` and `unknown="drop"` or `unknown="idk"`; no answer is '
+        "generated again."
         if unknown and not config.data
         else "",
         open_question="Curate the file without --claims to compare trainings with and without Unknown rows."
@@ -216,7 +216,7 @@ def _copy_name(config: CurateConfig, action: str, suffix: str) -> str:
 
 
 def reason_table(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], config: CurateConfig) -> Table | None:
-    """Why rows were not asked, with the number of rows and the first of them; None if all were asked."""
+    """Why rows have no label, with the number of rows and the first of them; None if all have one."""
     counts: dict[str, int] = {}
     first: dict[str, Decision] = {}
     for decision in plan.decisions:
@@ -330,10 +330,10 @@ def table_json(rows: Sequence[PageRow]) -> list[dict[str, Any]]:
 
 
 def sample_note(num_shown: int, num_all: int, seed: int) -> str:
-    """What is said of a table that shows a sample; empty if it has all rows."""
+    """The note above a table that shows a sample; empty if it has all rows."""
     if num_shown == num_all:
         return ""
     return (
         f"The table shows a sample of {num_shown:,} of {num_all:,} rows, drawn from each category (and from rows that "
-        f"were {NOT_ASKED}) in proportion to its size, with seed {seed}. `curate/rows.parquet` has all rows."
+        f"were {NOT_LABELLED}) in proportion to its size, with seed {seed}. `curate/rows.parquet` has all rows."
     )

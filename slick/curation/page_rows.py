@@ -1,4 +1,4 @@
-"""The rows of the page of a curated file: which are listed, and what is shown of each.
+"""The rows of the page of a curated file: their selection and content.
 
 A row of the file is one row of the table, or one for each turn that was considered.
 """
@@ -28,7 +28,7 @@ MAX_ANSWERS = 5
 """Distinct answers shown of each row, for greedy answers and for samples."""
 _MAX_ANSWER_CHARACTERS = 300
 
-NOT_ASKED = "not asked"
+NOT_LABELLED = "not labelled"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,9 +40,9 @@ class PageRow:
     turn: int | None
     """Of a conversation, from 1; None if only one turn of each row is considered."""
     category: str
-    """Empty if it was not asked."""
+    """Empty if it has no label."""
     reason: str
-    """Why it was not asked."""
+    """Why it has no label."""
     detail: str = ""
     group: str = ""
     context: str = ""
@@ -50,7 +50,7 @@ class PageRow:
     prompt: str = ""
     target: str = ""
     counts: list[int] = field(default_factory=list)
-    """Correct greedy answers, greedy answers, correct samples, samples; empty if it was not asked."""
+    """Correct greedy answers, greedy answers, correct samples, samples; empty if it has no label."""
     greedy: list[list[Any]] = field(default_factory=list)
     """The most frequent greedy answers: text, number, whether correct."""
     sampled: list[list[Any]] = field(default_factory=list)
@@ -58,12 +58,12 @@ class PageRow:
 
 
 def category_of(decision: Decision, label: RowLabel) -> Category | None:
-    """The category of a turn; None if it was not asked."""
+    """The category of a turn; None if it has no label."""
     return label.category_of(decision)
 
 
 def reason_of(decision: Decision, label: RowLabel) -> str:
-    """Why a turn was not asked."""
+    """Why a turn has no label."""
     return dict(label.set_aside)[decision.turn] if isinstance(decision, Candidate) else decision.reason
 
 
@@ -120,11 +120,11 @@ def page_rows(
     *,
     show_turns: bool,
 ) -> list[PageRow]:
-    """What the page shows of these decisions, with the model's answers.
+    """The rows of the page for these decisions, with the model's answers.
 
     Args:
         study: with finished labels.
-        data: the file, which is read again for rows that were not asked.
+        data: the file, which is read again for skipped rows.
         row_format: of the file.
         decisions: those to show.
         labels: one per row of the file.
@@ -134,8 +134,8 @@ def page_rows(
         DataError: the file changed meanwhile.
         StudyError: a file of the study is damaged.
     """
-    asked = {d.question_id for d in decisions if isinstance(d, Candidate)}
-    counts, answers = _hit_counts(study, asked), _answers(study, asked)
+    questions = {d.question_id for d in decisions if isinstance(d, Candidate)}
+    counts, answers = _hit_counts(study, questions), _answers(study, questions)
     skipped = {decision.row for decision in decisions if not isinstance(decision, Candidate)}
     texts = _row_texts(data, row_format, skipped)
     rows = []

@@ -1,4 +1,4 @@
-"""What will be asked of a fine-tuning file, and how: rows, prompts, matcher and exemplars. Writes nothing."""
+"""The plan of a curation: which rows become questions, their prompts, matcher and exemplars. Writes nothing."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ _SENTENCE_TOKENS = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurationPlan:
-    """What will be asked, and how; see `plan_curation`."""
+    """The questions of a curation and their settings; see `plan_curation`."""
 
     data: DataFile
     row_format: RowFormat
@@ -51,14 +51,14 @@ class CurationPlan:
     """Exemplar sets from the rows themselves; None if they are drawn from the dev questions."""
     annotation: AnnotateConfig
     notes: Sequence[str]
-    """The choices that were made, and why, one sentence each."""
+    """One sentence for each automatic choice, with its reason."""
 
 
 def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
-    """Read the rows and decide what to ask; writes nothing.
+    """Read the rows and decide which become questions; writes nothing.
 
     Raises:
-        DataError: the file is damaged or of no known format, or no row can be asked.
+        DataError: the file is damaged or of no known format, or no row can become a question.
         SettingsError: a setting does not fit the file.
         ModelError: the tokenizer cannot be loaded, or lacks a chat template that is needed.
     """
@@ -209,7 +209,7 @@ def _answer_tokens(candidates: Sequence[Candidate], config: CurateConfig, *, is_
 def _questions(
     candidates: Sequence[Candidate], config: CurateConfig, annotation: AnnotateConfig
 ) -> tuple[list[Question], Exemplars | None, AnnotateConfig]:
-    """The questions of the study, their exemplar sets, and the settings by which exemplars are asked too."""
+    """The questions of the study, their exemplar sets, and the annotation settings that label exemplars too."""
     if config.exemplars is not None:
         return _with_given_exemplars(candidates, config, annotation)
     names = relation_names(candidates, annotation.num_shots + 2 if config.group_by else 0)

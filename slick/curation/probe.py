@@ -1,6 +1,6 @@
-"""How long a curation takes: some of its questions are asked, and their answers discarded; `slick curate --probe-rows`.
+"""Measure how long a curation takes, by annotating some of its questions: `slick curate --probe-rows`.
 
-A probe runs the annotate step on a sample, so it includes everything that a question costs. Its labels are not kept:
+A probe runs the annotate step on a sample, so it includes all costs of a question. Its labels are not kept:
 they would be those of the full run, but a study has the labels of all its questions or of none.
 """
 
@@ -63,10 +63,10 @@ class Probe:
 
 
 def run_probe(plan: CurationPlan, num: int, study: Folder | None = None) -> Probe:
-    """Ask some questions of a plan and measure the time. Nothing is kept.
+    """Annotate some questions of a plan and measure the time. Nothing is kept.
 
     Args:
-        plan: what the full run asks.
+        plan: of the full run.
         num: number of questions; all if there are fewer.
         study: the study folder of the full run, in which a temporary folder is made; by default one on this machine.
 
@@ -150,11 +150,11 @@ def _measure(
     folder: Folder, plan: CurationPlan, prompts: StudyPrompts, chosen: set[str]
 ) -> list[tuple[set[str], BatchTime]]:
     """Annotate the chosen questions; the question_ids and the time of each batch."""
-    questions = [_asked(question) for question in plan.questions if question.question_id in chosen]
+    questions = [_annotated(question) for question in plan.questions if question.question_id in chosen]
     relations = {question.relation for question in questions}
     exemplars = {name: sets for name, sets in prompts.exemplars.items() if name in relations}
     used = {i for sets in exemplars.values() for ids in sets for i in ids} - chosen
-    questions += [_not_asked(question) for question in plan.questions if question.question_id in used]
+    questions += [_exemplar_only(question) for question in plan.questions if question.question_id in used]
     write_questions(folder.child("questions"), questions)
     complete_step(
         folder.child("questions"), "questions", "probe", settings={}, inputs={}, counts={}, started_at=time.monotonic()
@@ -180,12 +180,12 @@ def _measure(
     ]
 
 
-def _asked(question: Question) -> Question:
+def _annotated(question: Question) -> Question:
     return replace(question, domain="id", split="train")
 
 
-def _not_asked(question: Question) -> Question:
-    """As a training question out of distribution, which is the kind that the annotate step leaves out."""
+def _exemplar_only(question: Question) -> Question:
+    """The question as an out-of-distribution training question, a kind that the annotate step does not annotate."""
     return replace(question, domain="ood", split="train")
 
 

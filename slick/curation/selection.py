@@ -1,6 +1,6 @@
-"""Which rows of a fine-tuning file test knowledge: each becomes questions, or has a reason why it is not asked. Pure.
+"""Which rows of a fine-tuning file test knowledge: each becomes questions, or is skipped for a reason. Pure.
 
-A fine-tuning file also holds code, stories, and tasks on a given text. Such rows are not asked, and never dropped,
+A fine-tuning file also holds code, stories, and tasks on a given text. Such rows are skipped: never labelled, dropped,
 relabelled or weighted. The rules, in this order:
 
 1. the row does not follow the format of the file, or `--ask` and `--skip` exclude it;
@@ -71,18 +71,18 @@ class Candidate:
 
     @property
     def target(self) -> str:
-        """The text that the row teaches, or the sentence of it that is asked."""
+        """The text that the row teaches, or the sentence of it that the question is about."""
         return self.accepted[0]
 
     @property
     def answer(self) -> str:
-        """The target up to the end of what is asked."""
+        """The target up to the end of that sentence."""
         return f"{self.answer_start or ''}{self.target}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A row, or a turn of it, that is not asked."""
+    """A row, or a turn of it, that gets no label."""
 
     row: int
     where: str
@@ -93,7 +93,7 @@ class Skipped:
     detail: str = ""
     """What is wrong, for rows that cannot be read."""
     sentence: int | None = None
-    """The sentence of the target that is not asked, from 1; None: all of it."""
+    """The skipped sentence of the target, from 1; None for the whole target."""
 
 
 Decision = Candidate | Skipped
@@ -102,7 +102,7 @@ Decision = Candidate | Skipped
 def read_decisions(
     rows: Iterable[tuple[str, Mapping[str, Any]]], row_format: RowFormat, config: CurateConfig
 ) -> list[Decision]:
-    """What is asked of each row, by all rules that need neither matcher nor model.
+    """The questions of each row, or why there are none, by all rules that need neither matcher nor model.
 
     Args:
         rows: place and content of each row.
@@ -112,11 +112,11 @@ def read_decisions(
     Raises:
         DataError: two rows have the same value in the column of ids, or a row lacks it.
     """
-    asked, skipped = (_conditions(texts) for texts in (config.ask, config.skip))
+    included, excluded = (_conditions(texts) for texts in (config.ask, config.skip))
     rows_by_id: dict[str, str] = {}
     decisions: list[Decision] = []
     for index, (where, row) in enumerate(rows):
-        if (asked and not _matches(row, asked)) or _matches(row, skipped):
+        if (included and not _matches(row, included)) or _matches(row, excluded):
             decisions.append(Skipped(row=index, where=where, turn=None, reason=EXCLUDED))
             continue
         try:

@@ -1,6 +1,6 @@
 """The curate step: label the rows of a fine-tuning file by what a model knows, and write an edited copy.
 
-The rows that test knowledge become the questions of a study, which the annotate step asks. So labels, answers and
+The rows that test knowledge become the questions of a study, which the annotate step labels. So labels, answers and
 settings are those of any study, an interrupted run resumes, and a sweep can follow.
 """
 
@@ -45,8 +45,8 @@ ROWS_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""Schema of `curate/rows.parquet`: one row per asked turn, with its question_id, or per row or turn that is not asked,
-with the reason."""
+"""Schema of `curate/rows.parquet`: one row per question, with its question_id, or per row or turn without one, with the
+reason."""
 
 SENTENCE_FIELD = pa.field("sentence", pa.int32())
 """A further column with `--claims`: the place of a sentence in its target, from 1; null for a whole target."""
@@ -60,10 +60,10 @@ def curate_file(study: FolderLike, config: CurateConfig) -> Manifest:
         config: the settings.
 
     Returns:
-        The manifest of curate/, with counts of categories and of the reasons why rows were not asked.
+        The manifest of curate/, with counts of categories and of the reasons why rows have no label.
 
     Raises:
-        DataError: the file is damaged or of no known format, or no row can be asked.
+        DataError: the file is damaged or of no known format, or no row can become a question.
         SettingsError: the settings contradict each other, or the copy would overwrite a file.
         ModelError: the model cannot be loaded.
         EngineError: an answer could not be generated. Answers are kept; the next run resumes.
@@ -78,7 +78,7 @@ def curate_file(study: FolderLike, config: CurateConfig) -> Manifest:
         raise SettingsError(
             f"--unknown {config.unknown} --weakly {config.weakly} changes rows, but no copy is written; give --to FILE"
         )
-    if config.to is not None and not config.overwrite and Folder(config.to).exists():  # before anything is asked
+    if config.to is not None and not config.overwrite and Folder(config.to).exists():  # before any work
         raise SettingsError(f"{config.to} exists; give another name, or replace it with --overwrite")
     with exclusive_lock(study, "curate"):
         result = _curate(study, open_data(config.data), config)
@@ -240,13 +240,13 @@ def _counts(plan: CurationPlan, by_row: Sequence[RowLabel]) -> dict[str, Any]:
 
 
 def _log_summary(counts: Mapping[str, Any]) -> None:
-    asked = counts["asked"]
-    shares = ", ".join(f"{name} {format_percent(num / max(1, asked))}" for name, num in counts["categories"].items())
-    _LOG.info("%s of %s rows test knowledge: %s.", f"{asked:,}", f"{counts['rows']:,}", shares)
+    labelled = counts["asked"]
+    shares = ", ".join(f"{name} {format_percent(num / max(1, labelled))}" for name, num in counts["categories"].items())
+    _LOG.info("%s of %s rows test knowledge: %s.", f"{labelled:,}", f"{counts['rows']:,}", shares)
     for reason, num in counts["not_asked"].items():
-        _LOG.info("  not asked: %s x %s", f"{num:,}", reason)
+        _LOG.info("  not labelled: %s x %s", f"{num:,}", reason)
     if claims := counts.get("claims"):
         share = format_percent(claims["unknown"] / max(1, claims["asked"]))
         _LOG.info(
-            "%s sentences of %s rows were asked: Unknown %s.", f"{claims['asked']:,}", f"{claims['rows']:,}", share
+            "%s sentences of %s rows were labelled: Unknown %s.", f"{claims['asked']:,}", f"{claims['rows']:,}", share
         )

@@ -207,7 +207,7 @@ def test_failures_are_counted_since_the_last_state() -> None:
 
 
 @pytest.mark.slow
-def test_workers_may_be_lost_more_often_than_max_failures(uninterrupted: Folder, tmp_path: Path) -> None:
+def test_worker_deaths_may_exceed_max_failures_if_training_progresses(uninterrupted: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
     hold(study, at=2, saved=True)
     run = in_background(lambda: finetune(study, replace(CONFIG, max_failures=1)))

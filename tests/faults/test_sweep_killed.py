@@ -106,7 +106,7 @@ def kill_actor(future: Future[Manifest], name: str) -> None:
 
 
 @pytest.mark.slow
-def test_killed_driver_and_killed_worker(uninterrupted_study: Folder, study: Folder) -> None:
+def test_sweep_resumes_after_killed_driver_and_killed_worker(uninterrupted_study: Folder, study: Folder) -> None:
     hold(study, at=5, run="half-seed0", saved=True)
     start_and_kill_driver(DRIVER, study.uri, when=lambda: saved_epoch(study, "half-seed0") >= 5)
     before = epochs_done(study, "half-seed0")
@@ -188,7 +188,7 @@ def test_failing_trial_is_reported_after_the_others_finish(uninterrupted_study: 
 
 
 @pytest.mark.slow
-def test_trials_may_be_lost_more_often_than_retries(uninterrupted_study: Folder, study: Folder) -> None:
+def test_trial_deaths_may_exceed_retries_if_trials_progress(uninterrupted_study: Folder, study: Folder) -> None:
     assert CONFIG.retries == 1
     before = 0
     hold(study, at=4, run="known-seed0", saved=True)

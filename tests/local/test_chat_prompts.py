@@ -156,7 +156,7 @@ def test_questions_with_the_same_exemplars_share_a_prefix() -> None:
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_an_exemplar_is_never_asked_with_itself(chat: bool) -> None:
+def test_prompt_about_an_exemplar_never_contains_it(chat: bool) -> None:
     prompt_format = ChatFormat(chat_tokenizer(CHATML)) if chat else QaFormat()
     builder = PromptBuilder(EXEMPLARS, SHOTS, prompt_format, substitute=True)
     table = builder.add_prompts(questions_table([(i, SHOTS[i][0], []) for i in SHOTS] + [("t", "Where?", [])]))
@@ -170,12 +170,12 @@ def test_an_exemplar_is_never_asked_with_itself(chat: bool) -> None:
     assert builder.prefixes[d2["prompt_group"]][2] == builder.prefixes["P19"][2]  # a set without it stays
 
 
-def test_a_spare_needs_a_further_exemplar() -> None:
+def test_spare_needs_an_exemplar_outside_the_set() -> None:
     with pytest.raises(DataError, match=r"relation P19 have the same 2 questions.*lower --num-shots"):
         draw_spares({"P19": [["a", "b"], ["b", "a"]]}, 0)
 
 
-def test_thinking_is_off_unless_asked_for() -> None:
+def test_thinking_is_off_by_default() -> None:
     tokenizer = chat_tokenizer(TEMPLATES["thinking switch"])
     off, on = ChatFormat(tokenizer), ChatFormat(tokenizer, template_arguments={"enable_thinking": True})
     suffixes = [f.suffix(f.prefix([], []), [], [], "Who?") for f in (off, on)]
@@ -183,7 +183,7 @@ def test_thinking_is_off_unless_asked_for() -> None:
     assert suffixes[1].endswith("assistant\n")
 
 
-def test_refusals_are_one_message() -> None:
+def test_invalid_chat_settings_are_one_message() -> None:
     with pytest.raises(ModelError, match=r"no chat template.*--prompt-format qa"):
         ChatFormat(tiny_tokenizer())
     with pytest.raises(ModelError, match=r"cannot be used: the chat template refuses 2 messages.*'nothing'"):
@@ -198,7 +198,7 @@ def test_refusals_are_one_message() -> None:
         chat.prefix([], [("Who?", "Ada<|start|>")])
 
 
-def test_auto_is_chat_if_there_is_a_template() -> None:
+def test_auto_format_is_chat_if_there_is_a_template() -> None:
     assert isinstance(make_prompt_format("auto", tiny_tokenizer()), QaFormat)
     assert isinstance(make_prompt_format("auto", chat_tokenizer(CHATML)), ChatFormat)
 
@@ -278,7 +278,7 @@ def test_training_rows_equal_apply_chat_template(name: str) -> None:
             assert not tokenizer.decode(whole[len(prompt) + len(answer) :]).strip()
 
 
-def test_evaluation_asks_chat_prompts() -> None:
+def test_evaluation_uses_chat_prompts() -> None:
     tokenizer = chat_tokenizer(CHATML)
     row = QuestionRow(
         question_id="a", split="test", category=None, suffix="", target="x", accepted=("x",), question="Who is Bo?"

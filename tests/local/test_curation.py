@@ -167,7 +167,7 @@ def check_forecast(rows: list[dict[str, Any]], config: CurateConfig, study: Path
     assert annotated is not None
     assert result.num_generations == annotated.counts["generations"]
     assert round(result.mean_tokens * result.num_questions * result.num_sets) == annotated.counts["prompt_tokens"]
-    assert (result.num_rows, result.num_asked, result.reasons) == (len(rows), len(rows) - 1, {"code": 1})
+    assert (result.num_rows, result.num_labelled, result.reasons) == (len(rows), len(rows) - 1, {"code": 1})
 
 
 def test_forecast_counts_prompts_that_are_too_long(model: str, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_forecast_counts_prompts_that_are_too_long(model: str, tmp_path: Path) -
     assert "would stop" in "\n".join(forecast_lines(plan_curation(open_data(rows), config), result))
 
 
-def test_probe_measures_and_keeps_nothing(
+def test_probe_measures_time_and_deletes_its_files(
     rows: list[dict[str, Any]],
     config: CurateConfig,
     tmp_path: Path,
@@ -203,7 +203,7 @@ def test_probe_measures_and_keeps_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_an_interrupted_curation_resumes(rows: list[dict[str, Any]], config: CurateConfig, tmp_path: Path) -> None:
+def test_interrupted_curation_resumes(rows: list[dict[str, Any]], config: CurateConfig, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"model": config.model, "annotate": config.annotate, "max_new_tokens": 6}
     study = Folder(str(tmp_path))
     first = curate(rows, out=study, **settings)

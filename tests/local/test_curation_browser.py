@@ -79,7 +79,7 @@ def test_search_and_filters_select_rows(page: Path, browser: str) -> None:
     assert unknown == f"30 of 30 matching rows shown, of {total}."
     assert both == ["108"]
     assert reason == ["121"]
-    assert by_answer == f"50 of 121 matching rows shown, of {total}."  # of all rows that were asked
+    assert by_answer == f"50 of 121 matching rows shown, of {total}."  # of the labelled rows
 
 
 def test_rows_are_sorted_and_shown_in_steps(page: Path, browser: str) -> None:

@@ -158,7 +158,7 @@ def test_all_settings_train_like_plain_pytorch(study: Folder, cases: Cases) -> N
 
 
 @pytest.mark.parametrize(("first", "second"), [("weights-of-1", "micro-batches"), ("weights-of-0", "without-unknown")])
-def test_weights_of_1_and_0_train_the_same_bits_as_rows_without_weights(cases: Cases, first: str, second: str) -> None:
+def test_weights_1_and_0_equal_unweighted_training_bit_for_bit(cases: Cases, first: str, second: str) -> None:
     """Weights of 1 change nothing, and a set with rows of weight 0 trains as the set without these rows."""
     folders = [cases.studies[name].child("runs", "half-seed0") for name in (first, second)]
     weights, expected = (folder.read_bytes("checkpoint-last/model.safetensors") for folder in folders)
@@ -422,7 +422,7 @@ def temporary_folders() -> set[Path]:
     return {path for kind in ("state", "checkpoint", "fetched") for path in folder.glob(f"slick-{kind}-*")}
 
 
-def test_lost_workers_are_retried_and_user_errors_are_not() -> None:
+def test_dead_workers_are_retried_and_user_errors_are_not() -> None:
     from ray.train import FailureConfig, WorkerGroupError
     from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 

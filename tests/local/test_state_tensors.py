@@ -128,7 +128,7 @@ def test_resumed_training_equals_the_uninterrupted_one(trained: Callable[[str], 
 
 
 @pytest.mark.parametrize("name", with_slow_marks(OTHERS))
-def test_resumption_under_another_zero_stage(trained: Callable[[str], Path], name: str) -> None:
+def test_training_resumes_with_another_zero_stage(trained: Callable[[str], Path], name: str) -> None:
     """Equal up to the order of summation."""
     folder = trained(name)
     assert_close(weights(folder, f"{name}-whole"), weights(folder, f"{name}-other"), 1e-4)

@@ -32,7 +32,7 @@ def test_kappa_and_interval_equal_hand_computed_values() -> None:
         ((45, 15, 25, 15), (0.60 - 0.54) / (1 - 0.54)),
     ],
 )
-def test_kappa(counts: tuple[int, int, int, int], expected: float) -> None:
+def test_kappa_of_simple_cases(counts: tuple[int, int, int, int], expected: float) -> None:
     kappa = cohens_kappa(*ratings(*counts))
     assert kappa.kappa == pytest.approx(expected)
     assert -1 <= kappa.low <= kappa.kappa <= kappa.high <= 1

@@ -98,7 +98,7 @@ def test_one_seed_has_no_intervals() -> None:
     assert " to " not in str(recommendation_table(recommend(sweep_of((0,)))).rows)
 
 
-def test_one_share_has_no_surface() -> None:
+def test_surface_needs_several_shares() -> None:
     section = recommendation_section(sweep_of((0, 1), shares=(0.5,)))
     assert section.result.startswith("At 50 % Unknown rows, stop by best dev accuracy within 8 epochs")
     missing = [exhibit.missing for exhibit in section.exhibits if exhibit.missing]

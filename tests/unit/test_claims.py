@@ -77,14 +77,14 @@ TEXTS = st.lists(
 
 
 @given(TEXTS | st.text())
-def test_sentences_joined_are_the_text(text: str) -> None:
+def test_joined_sentences_equal_the_text(text: str) -> None:
     pieces = split_sentences(text)
     assert "".join(pieces) == text
     assert len(pieces) == 1 or all(piece.strip() for piece in pieces)
 
 
 @given(TEXTS)
-def test_the_first_sentence_of_a_beginning_is_a_beginning_of_the_first_sentence(text: str) -> None:
+def test_first_sentence_of_a_prefix_is_a_prefix_of_the_first_sentence(text: str) -> None:
     whole = first_sentence(text)
     for end in range(len(text)):
         assert whole.startswith(first_sentence(text[:end]))
@@ -119,7 +119,7 @@ def test_only_the_first_sentence_of_an_answer_is_compared(matcher: str) -> None:
         make_matcher(["a"], "first-sentence:fuzzy")
 
 
-def test_names_and_numbers_decide_and_other_words_do_not() -> None:
+def test_names_matcher_compares_names_and_numbers_only() -> None:
     target = make_matcher(["She was born in New York in 1835."], "names")
     assert target.is_hit("Born 1835, in New York")
     assert not target.is_hit("She was born in New Haven in 1835.")
@@ -144,7 +144,7 @@ def row_question(number: int, target: str, **settings: Any) -> Candidate:
     )
 
 
-def test_every_sentence_is_asked_after_the_text_before_it() -> None:
+def test_prompt_of_a_sentence_ends_with_the_text_before_it() -> None:
     claims = split_claims(
         [row_question(0, LIFE), row_question(1, "Ada Day"), Skipped(row=2, where="", turn=0, reason="x")]
     )
@@ -158,7 +158,7 @@ def test_every_sentence_is_asked_after_the_text_before_it() -> None:
     assert isinstance(claims[-1], Skipped)
 
 
-def test_sentences_without_a_claim_are_not_asked() -> None:
+def test_sentences_without_a_claim_are_skipped() -> None:
     target = "Sure! Here is her life:\n\nAda met person 0. Was she happy? Nobody knows.\n- Rome"
     decisions = split_claims([row_question(0, target)])
     reasons = [d.reason if isinstance(d, Skipped) else None for d in decisions]
@@ -170,7 +170,7 @@ def test_sentences_without_a_claim_are_not_asked() -> None:
     assert given_in_prompt.reason == CONTEXT
 
 
-def test_sentences_without_a_new_name_are_not_asked() -> None:
+def test_sentences_without_a_new_name_are_skipped() -> None:
     """The matcher `names` would accept any continuation with the names of the prompt."""
     target = "Person 0 was a poet. Person 0 lived in Ur. Ur was fine. It was 1835. She sang."
     decisions = skip_without_names([*split_claims([row_question(0, target)]), row_question(1, "a poet")])
@@ -178,7 +178,7 @@ def test_sentences_without_a_new_name_are_not_asked() -> None:
     assert reasons == [NO_NAME, None, NO_NAME, None, NO_NAME, None]
 
 
-def test_an_id_that_is_that_of_a_sentence_is_refused() -> None:
+def test_row_id_equal_to_a_sentence_id_is_refused() -> None:
     rows = [row_question(0, LIFE), Candidate(**{**_fields(row_question(1, "Ada")), "question_id": "q0-sentence2"})]
     with pytest.raises(DataError, match=r"line 2: its id 'q0-sentence2' is that of sentence 2 of line 1"):
         split_claims(rows)
@@ -189,8 +189,8 @@ def _fields(candidate: Candidate) -> dict[str, Any]:
     return {name: getattr(candidate, name) for name in names}
 
 
-def test_sentences_at_one_place_form_a_relation() -> None:
-    """Exemplars of a second sentence have two sentences. Places that few targets reach are not asked."""
+def test_sentences_at_the_same_position_form_a_relation() -> None:
+    """Exemplars of a second sentence have two sentences. Places that few targets reach are skipped."""
     rows = [row_question(i, LIFE if i < 7 else f"{LIFE} More. And more of it.") for i in range(8)]
     decisions = skip_rare_places(split_claims(rows), min_exemplars=6)
     asked = candidates_of(decisions)
@@ -243,7 +243,7 @@ def test_questions_without_sentences_have_no_column(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["He wed. ", "He died.", "\n\n", "Rome?\n", " "]), min_size=1).map("".join), st.data())
-def test_what_remains_of_a_target_keeps_its_text(target: str, data: st.DataObject) -> None:
+def test_remaining_sentences_of_a_target_are_unchanged(target: str, data: st.DataObject) -> None:
     pieces = split_sentences(target)
     removed = data.draw(st.sets(st.integers(1, len(pieces))))
     rest = remove_sentences(target, removed)
@@ -269,7 +269,7 @@ def label_of(*sentences: Category | str | None) -> RowLabel:
     return _row_label(decisions, knowledge, {})
 
 
-def test_a_row_has_its_weakest_claim() -> None:
+def test_row_has_the_category_of_its_least_known_claim() -> None:
     label = label_of(KNOWN, UNKNOWN, NO_CLAIM, WEAKLY)
     assert (label.category, label.turns, label.p_correct) == (UNKNOWN, ((0, UNKNOWN),), 0.1)
     assert unknown_share(label.claims) == pytest.approx(1 / 3)
@@ -317,8 +317,8 @@ def test_drop_claims_removes_unknown_sentences(name: str) -> None:
     assert target_of(name, row) == "I don't know."
 
 
-def test_a_row_without_a_remaining_claim_is_dropped() -> None:
-    """Sentences without a claim do not keep it; sentences that were not asked do."""
+def test_row_without_a_remaining_claim_is_dropped() -> None:
+    """Sentences without a claim do not keep it; skipped sentences do."""
     config = CurateConfig(claims="sentences", unknown="drop-claims", to="x")
     assert edit("qa", label_of(UNKNOWN, UNKNOWN, NO_CLAIM), unknown="drop-claims") == []
     assert len(edit("qa", label_of(UNKNOWN, UNKNOWN, CONTEXT), unknown="drop-claims")) == 1
@@ -364,7 +364,7 @@ def test_contradicting_settings_are_refused(settings: dict[str, Any], message: s
         CurateConfig(**settings)
 
 
-def test_sentences_are_no_training_rows(tmp_path: Path) -> None:
+def test_variants_refuses_labels_of_sentences(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     for step in ("questions", "annotate"):
         folder = study.child(step)

@@ -55,7 +55,7 @@ def test_typo_in_the_cluster_file_is_detected(change: Any) -> None:
         check(config)
 
 
-def test_fields_that_ray_does_not_check() -> None:
+def test_cluster_fields_that_ray_does_not_validate() -> None:
     assert CLUSTER["provider"].keys() == {"type", "region", "cache_stopped_nodes"}
     assert CLUSTER["docker"].keys() == {"image", "container_name", "pull_before_run", "run_options"}
     nodes = CLUSTER["available_node_types"]

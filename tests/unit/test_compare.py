@@ -110,7 +110,7 @@ def test_provenance_has_the_runtime_of_each_part() -> None:
     assert {"P(True) ran with", "trainings ran with"} <= shown.keys()
 
 
-def test_the_cost_of_an_interrupted_training_is_a_lower_bound() -> None:
+def test_cost_of_an_interrupted_training_is_a_lower_bound() -> None:
     manifests = manifests_of()
     run = manifests["runs/a-seed0"]
     half = replace(run, counts={**run.counts, "epochs_now": 1}, versions={"torch": "2.12.0"})
@@ -204,7 +204,7 @@ def test_studies_with_different_questions_or_matchers_are_not_comparable(first: 
         accuracy_differences(a, compared(second, "B", "others"))
 
 
-def test_the_spread_is_over_studies_that_differ_only_in_seeds(first: Folder, second: Folder) -> None:
+def test_spread_is_over_studies_that_differ_only_in_seeds(first: Folder, second: Folder) -> None:
     a, b = compared(first, "A", recipe="r"), compared(second, "B", recipe="r")
     assert group_by_settings([a, b, compared(first, "C", recipe="other"), compared(first, "D", recipe=None)]) == [
         (a, b)
@@ -293,7 +293,7 @@ def with_world(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return write_study(tmp_path_factory.mktemp("worldly") / "whole", num_test=60, num_epochs=3, world=True)
 
 
-def test_a_comparison_does_not_read_answer_texts(with_world: Folder, second: Folder, tmp_path: Path) -> None:
+def test_comparison_does_not_read_answer_texts(with_world: Folder, second: Folder, tmp_path: Path) -> None:
     """Answer texts are most of a study, and a comparison shows none of them."""
     bare = Folder(str(tmp_path / "bare"))
     shutil.copytree(with_world.local_path, bare.local_path)
@@ -313,7 +313,7 @@ def test_help_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: slick compare OUT1 OUT2" in capsys.readouterr().out
 
 
-def test_the_policies_table_has_a_column_per_study(first: Folder, second: Folder) -> None:
+def test_policies_table_has_a_column_per_study(first: Folder, second: Folder) -> None:
     bare = replace(compared(first, "C"), data=StudyData())
     table = policies_table([compared(first, "A"), compared(second, "B"), bare])
     rows = {row[:2]: row[2:] for row in table.rows}
@@ -324,7 +324,7 @@ def test_the_policies_table_has_a_column_per_study(first: Folder, second: Folder
         policies_table([bare])
 
 
-def test_the_studies_table_has_a_column_per_study(first: Folder) -> None:
+def test_studies_table_has_a_column_per_study(first: Folder) -> None:
     table = studies_table([compared(first, "A"), compared(first, "B")])
     assert table.columns == ("study", "A", "B")
     assert {len(row) for row in table.rows} == {3}

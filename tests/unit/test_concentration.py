@@ -105,7 +105,7 @@ def value(result: ConcentrationResult, group: str, checkpoint: str = CONVERGENCE
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_opposite_changes_by_relation_cancel_over_all_questions(seeds: int) -> None:
+def test_opposite_changes_of_relations_cancel_in_the_total(seeds: int) -> None:
     (result,) = compare_concentrated_sets(study(MOVED, seeds=seeds))
     assert (result.unknown_relations, result.mixed_relations, result.known_relations) == (
         ("P1", "P2"),
@@ -148,7 +148,7 @@ def test_difference_of_accuracies_has_a_paired_error() -> None:
 
 
 @pytest.mark.parametrize("num", [10, 1000])
-def test_error_without_any_change_depends_on_the_number_of_questions(num: int) -> None:
+def test_error_of_zero_change_depends_on_the_number_of_questions(num: int) -> None:
     data = study(MOVED)
     same = compare_on_questions(
         data, ("unknown-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", IDS[:num]

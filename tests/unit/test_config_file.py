@@ -111,7 +111,7 @@ def test_flag_that_overrides_a_study_setting_reaches_every_step(tmp_path: Path) 
     assert resolve_study("smoke", ["--config", file, *flags]) == resolve_study("smoke", flags)
 
 
-def test_experiments_and_variants_follow_from_each_other(tmp_path: Path) -> None:
+def test_experiments_and_variants_determine_each_other(tmp_path: Path) -> None:
     added = replace(resolve_study("smoke", ["--experiments", "idk"]), experiments=("counts", "unknown_ratio", "idk"))
     file = write_settings(
         tmp_path, settings_to_json(added), "study.json"
@@ -246,7 +246,7 @@ def test_unsafe_yaml_is_refused(text: str, message: str) -> None:
     assert str(error.value).startswith("FILE")
 
 
-def test_exponential_yaml_is_refused_without_expansion(tmp_path: Path) -> None:
+def test_yaml_with_exponential_aliases_is_refused_without_expansion(tmp_path: Path) -> None:
     lines = ["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 60))]
     with pytest.raises(DataError, match="anchor or alias"):
         resolve_study("smoke", ["--config", write_settings(tmp_path, "\n".join(lines))])
@@ -272,7 +272,7 @@ def test_plain_yaml_scalars_are_those_of_json() -> None:
     assert parse_yaml(b"", "FILE", "") is None
 
 
-def test_limits_of_json_files(tmp_path: Path) -> None:
+def test_size_and_depth_of_json_files_are_limited(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nested too deeply"):
         resolve_study(
             "smoke", ["--config", write_settings(tmp_path, '{"seed": ' + "[" * 200 + "]" * 200 + "}", "deep.json")]

@@ -74,13 +74,13 @@ def test_seeds_are_named_if_there_are_several() -> None:
     assert [item.label for item in unfitted] == ["D, 100 % Unknown, seed 1", "D, 100 % Unknown, seed 0"]
 
 
-def test_there_is_no_note_if_all_converged_and_long_lists_are_cut() -> None:
+def test_no_note_if_all_converged_and_long_lists_are_shortened() -> None:
     assert convergence_note(FinalTrainAccuracies((), 5)) == ""
     many = tuple(UnfittedRun(f"D {i}", 90.0) for i in range(MAX_NAMED + 3))
     assert convergence_note(FinalTrainAccuracies(many, 20)).endswith("; and 3 more.")
 
 
-def test_sections_that_speak_of_convergence_are_found() -> None:
+def test_sections_about_convergence_have_the_note() -> None:
     def section(text: str = "", result: str = "", **exhibit) -> Section:
         return Section(name="a", title="A", text=text, result=result, exhibits=(Exhibit(**{"caption": ""} | exhibit),))
 

@@ -30,6 +30,7 @@ from slick.curation.selection import (
 from slick.curation.step import curate_file
 from slick.errors import DataError, SettingsError
 from slick.matching import is_hit
+from slick.storage import Folder
 from slick.study import Manifest
 from slick.types import Category
 
@@ -51,7 +52,7 @@ def reasons(*rows: dict[str, Any], **settings: Any) -> list[str | None]:
     return [decision.reason if isinstance(decision, Skipped) else None for decision in decide(*rows, **settings)]
 
 
-def test_rows_that_do_not_test_knowledge_are_not_asked() -> None:
+def test_rows_that_do_not_test_knowledge_are_skipped() -> None:
     rows = {
         "fact": chat("Who wrote Hamlet?", "William Shakespeare"),
         "code": chat("Print hello.", "```python\nprint('hello')\n```"),
@@ -72,7 +73,7 @@ def test_rows_that_do_not_test_knowledge_are_not_asked() -> None:
     }
 
 
-def test_a_part_of_a_word_is_not_the_answer_in_the_prompt() -> None:
+def test_prompt_contains_the_answer_only_as_whole_words() -> None:
     assert reasons(chat("What is the capital of Parisia?", "Paris")) == [None]
 
 
@@ -84,7 +85,7 @@ def test_rows_are_chosen_by_column() -> None:
         CurateConfig(ask=("kind",))
 
 
-def test_the_last_turn_or_all_turns_are_asked() -> None:
+def test_last_turn_or_all_turns_are_labelled() -> None:
     row = chat("Who wrote Hamlet?", "Shakespeare", "And where was he born?", "Stratford")
     (last,) = candidates_of(decide(row))
     assert (last.question, last.turn, len(last.context)) == ("And where was he born?", 1, 2)
@@ -93,7 +94,7 @@ def test_the_last_turn_or_all_turns_are_asked() -> None:
     assert first.question_id != second.question_id
 
 
-def test_equal_rows_have_one_id_and_others_their_own() -> None:
+def test_only_equal_rows_share_an_id() -> None:
     one, same, context, answer = candidates_of(
         decide(chat("Who?", "Ada"), chat("Who?", "Ada"), chat("Hi", "Hello", "Who?", "Ada"), chat("Who?", "Eva"))
     )
@@ -137,12 +138,12 @@ def test_matcher_follows_the_length_of_targets() -> None:
         assert choose_matcher([sentence], given, is_chat=is_chat) == ("canonical", "given by --matcher")
 
 
-def test_targets_beyond_the_matcher_are_not_asked() -> None:
+def test_targets_too_long_for_the_matcher_are_skipped() -> None:
     rows = [candidate(i, "word " * num) for i, num in enumerate((10, 11, 40, 41))]
-    for matcher, settings, num_asked in (("exact", {}, 1), ("names", {}, 3), ("exact", {"max_target_words": 40}, 3)):
+    for matcher, settings, num_labelled in (("exact", {}, 1), ("names", {}, 3), ("exact", {"max_target_words": 40}, 3)):
         decisions = skip_long_targets(rows, matcher, CurateConfig(**settings))
-        assert len(candidates_of(decisions)) == num_asked
-        assert count_reasons(decisions) == {TOO_LONG: 4 - num_asked}
+        assert len(candidates_of(decisions)) == num_labelled
+        assert count_reasons(decisions) == {TOO_LONG: 4 - num_labelled}
 
 
 def test_exemplars_have_the_shortest_targets() -> None:
@@ -222,7 +223,7 @@ def test_counts_of_actions_agree_with_the_rows() -> None:
     assert num_copies(LABELS[0], CurateConfig()) == 1
 
 
-def test_a_change_needs_a_copy(tmp_path: Path) -> None:
+def test_action_without_a_copy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--unknown drop --weakly keep changes rows.*give --to FILE"):
         curate_file(tmp_path, CurateConfig(data="x.jsonl", model="x", unknown="drop"))
     (tmp_path / "copy.jsonl").write_text("{}")
@@ -244,7 +245,7 @@ def test_settings_that_do_not_fit_the_file_are_refused(settings: dict[str, Any],
         plan_curation(open_data(ROWS), CurateConfig(**{"model": "m", **settings}))
 
 
-def test_the_card_keeps_a_readme_of_others(tmp_path: Path) -> None:
+def test_card_does_not_replace_a_readme_of_the_user(tmp_path: Path) -> None:
     annotation = Manifest(
         step="annotate", fingerprint="", settings={}, inputs={"model": "abc"}, counts={}, seconds=1.0, versions={}
     )
@@ -257,7 +258,8 @@ def test_the_card_keeps_a_readme_of_others(tmp_path: Path) -> None:
         "matcher": "exact",
         "prompt_format": "qa",
     }
-    changes = {"to": str(tmp_path / "c.jsonl"), "rows": 2, "dropped": 1, "relabelled": 0, "weighted": 0}
+    copy = Folder(str(tmp_path / "c.jsonl"))
+    changes = {"to": copy.uri, "rows": 2, "dropped": 1, "relabelled": 0, "weighted": 0}
     (tmp_path / "c.jsonl").write_text("{}")
     text = card_text(config, counts, changes, annotation, 'load_dataset("json")')
     assert "| Unknown | 1 | 33 % |" in text
@@ -267,10 +269,10 @@ def test_the_card_keeps_a_readme_of_others(tmp_path: Path) -> None:
     assert "7 sentences of 3 rows, 2 of them Unknown" in shortened
     assert "removed from rows of this copy: 2, from 1 rows" in shortened
     assert "sentences" not in text
-    assert write_card(config, counts, changes, annotation, None).endswith("/README.md")
-    assert write_card(config, counts, changes, annotation, None).endswith("/README.md")  # its own is replaced
+    assert write_card(copy, text).endswith("/README.md")
+    assert write_card(copy, text).endswith("/README.md")  # its own is replaced
     (tmp_path / "README.md").write_text("# Mine")
-    assert write_card(config, counts, changes, annotation, None).endswith("/c.jsonl.README.md")
+    assert write_card(copy, text).endswith("/c.jsonl.README.md")
     assert (tmp_path / "README.md").read_text() == "# Mine"
 
 
@@ -281,7 +283,7 @@ def test_prompts_with_several_targets_are_counted() -> None:
     assert note.startswith("1 prompts occur with more than one target")
 
 
-def test_sentences_need_a_name_that_the_prompt_lacks() -> None:
+def test_names_matcher_skips_targets_without_a_new_name() -> None:
     """With the matcher `names`, any answer would otherwise be correct that repeats the prompt."""
     rows = [
         chat("Who wrote Hamlet?", "Hamlet was written by William Shakespeare."),

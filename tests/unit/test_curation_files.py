@@ -279,7 +279,7 @@ def test_features_of_hugging_face_get_the_new_columns(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".jsonl.gz"])
-def test_a_folder_of_shards_is_written_as_a_folder_of_the_same_names(suffix, tmp_path):
+def test_folder_of_shards_is_written_as_a_folder_of_the_same_names(suffix, tmp_path):
     kind, zipped = suffix.removesuffix(".gz"), suffix.endswith(".gz")
     for i, name in enumerate(("data/train-0", "data/train-1", "test-0")):
         save(tmp_path / "shards", [ROWS[i]], kind, name, zipped=zipped)
@@ -312,7 +312,7 @@ def test_fingerprints_depend_on_content_alone(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".list.json", ".parquet"])
-def test_some_columns_are_read(suffix, tmp_path):
+def test_only_the_given_columns_are_read(suffix, tmp_path):
     data = open_data(save(tmp_path, ROWS, suffix))
     assert [row for _, row in data.rows(["id", "prompt"])] == [
         {name: row[name] for name in ("id", "prompt")} for row in ROWS
@@ -346,7 +346,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), DAMAGED)
-def test_damage_is_one_error_that_names_its_place(name, content, message, tmp_path):
+def test_damaged_file_is_an_error_with_its_location(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         list(open_data(str(tmp_path / name)).rows())
@@ -363,21 +363,21 @@ def test_unpacked_bytes_are_limited(tmp_path, monkeypatch):
             list(open_data(source).rows())
 
 
-def test_columns_are_limited(tmp_path, monkeypatch):
+def test_number_of_columns_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "MAX_COLUMNS", 3)
     source = save(tmp_path, [{"a": 1, f"key {i}": 2} for i in range(4)], ".jsonl")
     with pytest.raises(DataError, match="line 3: up to here the data has 4 columns, at most 3 are read"):
         _ = open_data(source).columns
 
 
-def test_parquet_within_gzip_is_limited(tmp_path, monkeypatch):
+def test_size_of_gzipped_parquet_is_limited(tmp_path, monkeypatch):
     path = save(tmp_path, ROWS, ".parquet", zipped=True)
     monkeypatch.setattr(limits, "MAX_MEMBER_BYTES", 100)
     with pytest.raises(DataError, match="uncompresses to more than 100 bytes"):
         list(open_data(path).rows())
 
 
-def test_parquet_columns_of_one_name_are_refused(tmp_path):
+def test_repeated_parquet_column_names_are_refused(tmp_path):
     twice = pa.table([pa.array(["a"]), pa.array(["b"])], ["q", "q"])
     pq.write_table(twice, tmp_path / "twice.parquet")
     with pytest.raises(DataError, match="has the column 'q' more than once"):
@@ -422,7 +422,7 @@ def test_missing_and_mixed_data_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_failed_write_leaves_nothing_and_keeps_the_old_copy(suffix, tmp_path):
+def test_failed_write_leaves_nothing_and_keeps_the_old_copy(suffix, tmp_path):
     data = open_data(save(tmp_path / "in", ROWS, suffix))
 
     def failing():
@@ -440,7 +440,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_copy(suffix, tmp_path):
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "out").iterdir()] == [(copy.name, b"old")]
 
 
-def test_a_failed_write_of_a_folder_leaves_nothing(tmp_path):
+def test_failed_write_of_a_folder_leaves_nothing(tmp_path):
     for i in range(3):
         save(tmp_path / "in", [ROWS[i]], ".jsonl", f"{i}")
     with pytest.raises(ValueError, match="there is an edit of row 9, expected fewer than 3 rows"):
@@ -452,13 +452,13 @@ def test_edits_out_of_order_are_refused(tmp_path):
     data = open_data(save(tmp_path, ROWS, ".jsonl"))
     with pytest.raises(ValueError, match="the edit of row 0 follows"):
         data.write(str(tmp_path / "copy.jsonl"), [EDITS[1], EDITS[0]], NEW)
-    with pytest.raises(ValueError, match="has the column 'other', which"):
+    with pytest.raises(ValueError, match="names the column 'other', which"):
         open_data(save(tmp_path, ROWS, ".csv")).write(
             str(tmp_path / "copy.csv"), [RowEdit(index=0, row={"other": "x"})], NEW
         )
 
 
-def test_the_data_and_other_files_are_never_overwritten(tmp_path):
+def test_data_and_other_files_are_never_overwritten(tmp_path):
     source = save(tmp_path, ROWS, ".jsonl")
     data, content = open_data(source), Path(source).read_bytes()
     (tmp_path / "link.jsonl").symlink_to(source)
@@ -499,7 +499,7 @@ def test_values_that_do_not_fit_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
-def test_data_in_an_object_store_is_read_and_written_there(suffix, monkeypatch):
+def test_data_in_an_object_store_is_read_and_written(suffix, monkeypatch):
     store = pafs._MockFileSystem()
     store.create_dir("bucket/folder")
     local = Folder._open

@@ -50,7 +50,7 @@ def curated(tmp_path: Path) -> CuratedStudy:
 
 FORECAST = Forecast(
     num_rows=4,
-    num_asked=3,
+    num_labelled=3,
     reasons={"code": 1},
     num_questions=200,
     num_too_long=1,
@@ -67,23 +67,23 @@ FORECAST = Forecast(
 )
 
 
-def test_forecast_names_the_work(curated: CuratedStudy) -> None:
+def test_forecast_prints_the_workload(curated: CuratedStudy) -> None:
     text = "\n".join(forecast_lines(curated.plan, FORECAST))
     assert "199 questions x 10 exemplar sets x (1 greedy + 16 samples) = 33,830, of at most 12 tokens" in text
     assert "Tokens per prompt: 70.2 on average, 90 at most." in text
-    assert "  not asked: 1 x code" in text
+    assert "  not labelled: 1 x code" in text
     assert "1 of 200 questions (0.5 %), which are set aside." in text
     assert "Q: Who?\nA:" in text
     assert "would stop" not in text
 
 
-def test_forecast_says_that_too_many_prompts_are_too_long(curated: CuratedStudy) -> None:
+def test_forecast_warns_if_too_many_prompts_are_too_long(curated: CuratedStudy) -> None:
     text = "\n".join(forecast_lines(curated.plan, replace(FORECAST, num_too_long=3, num_tokenized=100)))
     assert "more than --annotate.max-set-aside-share 0.01, so the command would stop" in text
     assert "(in a sample of 100 questions)" in text
 
 
-def test_extrapolation_is_by_kind_of_question() -> None:
+def test_time_is_extrapolated_separately_for_each_kind_of_question() -> None:
     others = [BatchTime(20, 20.0), BatchTime(20, 20.0), BatchTime(1, 50.0)]
     exemplars = [BatchTime(1, 4.0), BatchTime(1, 6.0)]
     seconds, low, high = extrapolate([1_000, 10], [others, exemplars])

@@ -112,7 +112,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("case", EXAMPLES)
-def test_rows_become_one_example_an_assistant_turn(case):
+def test_row_has_one_example_per_assistant_turn(case):
     row, expected = EXAMPLES[case]
     assert row_format(case.split()[0]).parse(row) == expected
 
@@ -301,6 +301,6 @@ def test_named_columns_are_checked():
         detect_format([*row], [row], name="chatml")
 
 
-def test_without_an_own_system_column_rows_have_no_system_message():
+def test_rows_without_a_system_column_have_no_system_message():
     names = ColumnNames(prompt="ask", target="reply")
     assert ROW_FORMATS.get("columns")(names).parse({"ask": "q", "reply": "a"})[0].messages == (user("q"),)

@@ -58,7 +58,7 @@ def test_page_has_shares_with_intervals(page: str) -> None:
     text = visible_text(page)
     assert "8 of 9 rows test knowledge" in text
     assert "Unknown 3 , 37.5 (13.7 to 69.4) %" in text  # Wilson's interval of 3 of 8
-    assert "Drop the 3 Unknown rows (38 % of those asked), or relabel them; keep the 3 WeaklyKnown rows." in text
+    assert "Drop the 3 Unknown rows (38 % of those labelled), or relabel them; keep the 3 WeaklyKnown rows." in text
     assert "Gekhman et al. 2024" in text
     assert "Matcher exact: all targets are short." in text
 
@@ -114,7 +114,7 @@ def test_shares_by_group_and_length(curated: CuratedStudy) -> None:
     assert [row[:6] for row in lengths.rows] == [("2", 1, 1, 3, 3, 8)]
 
 
-def test_many_groups_are_counted_together(tmp_path: Path) -> None:
+def test_small_groups_are_merged_if_there_are_many(tmp_path: Path) -> None:
     rows = [fact(i, kind=f"kind {i:02}") for i in range(20)]
     curated = write_curated_study(tmp_path, rows, [UNKNOWN] * 20, group_by="kind")
     counts = by_group(curated.plan.decisions, curated.labels, "kind").counts
@@ -122,13 +122,13 @@ def test_many_groups_are_counted_together(tmp_path: Path) -> None:
     assert counts["5 other groups"] == {UNKNOWN: 5}
 
 
-def test_reasons_have_a_rule_and_an_example(curated: CuratedStudy) -> None:
+def test_skipped_rows_are_listed_with_rule_and_example(curated: CuratedStudy) -> None:
     table = reason_table(curated.study, curated.plan, curated.labels, curated.config)
     assert table is not None
     assert table.rows == ((CODE, 1, "The prompt or the target has code.", "Row 9: Print 1. → ```print(1)```"),)
 
 
-def test_reliability_names_the_rows_that_more_answers_would_change(curated: CuratedStudy) -> None:
+def test_reliability_counts_labels_that_more_answers_would_change(curated: CuratedStudy) -> None:
     counts = dict.fromkeys(Category, 0) | {UNKNOWN: 3}
     first, *others = reliability_sentences(curated.study, counts)
     assert first.startswith("If every question were answered as often again, an estimated 0.8 of the 3 Unknown rows")
@@ -141,7 +141,7 @@ def test_reliability_names_the_rows_that_more_answers_would_change(curated: Cura
     )
 
 
-def test_texts_of_the_file_cannot_change_the_page(tmp_path: Path) -> None:
+def test_texts_of_the_file_are_escaped(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"{HOSTILE} 1?", "completion": f"Ada {HOSTILE}", "kind": HOSTILE},
         {"prompt": HOSTILE, "completion": ""},
@@ -199,7 +199,7 @@ def test_large_files_are_sampled_by_category() -> None:
     assert sample_decisions(decisions, labels, limit=1_000, seed=0) == decisions
 
 
-def test_page_says_that_it_shows_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_with_a_sample_of_the_rows_has_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slick.curation.page.MAX_ROWS", 5)
     curated = write_curated_study(tmp_path, [fact(i) for i in range(20)], [HIGHLY] * 10 + [UNKNOWN] * 10, seed=3)
     page = render(curated)
@@ -208,7 +208,7 @@ def test_page_says_that_it_shows_a_sample(tmp_path: Path, monkeypatch: pytest.Mo
     assert "with seed 3" in visible_text(page)
 
 
-def test_all_turns_are_rows_of_their_own(tmp_path: Path) -> None:
+def test_every_labelled_turn_has_its_own_row(tmp_path: Path) -> None:
     turns = [("user", "Who wrote A?"), ("assistant", "Ada"), ("user", "And B?"), ("assistant", "Bo")]
     row = {"messages": [{"role": role, "content": text} for role, text in turns]}
     curated = write_curated_study(tmp_path, [row], [HIGHLY, UNKNOWN], turns="all")
@@ -228,7 +228,7 @@ def test_all_turns_are_rows_of_their_own(tmp_path: Path) -> None:
     assert curated.labels[0].category == UNKNOWN
 
 
-def test_turns_without_a_label_have_their_own_reason(tmp_path: Path) -> None:
+def test_each_turn_without_a_label_has_a_reason(tmp_path: Path) -> None:
     turns = [("user", "Who wrote A?"), ("assistant", "Ada"), ("user", "And B?"), ("assistant", "Bo")]
     row = {"messages": [{"role": role, "content": text} for role, text in turns]}
     curated = write_curated_study(tmp_path, [row], [HIGHLY, UNKNOWN], turns="all")
@@ -248,7 +248,7 @@ def test_nothing_is_dropped_without_unknown_rows() -> None:
     assert (none.headline, none.reasons) == ("Nothing to drop: no row is Unknown.", ())
 
 
-def test_advice_names_the_copy_of_this_run() -> None:
+def test_advice_describes_the_written_copy() -> None:
     labels = [RowLabel(category=HIGHLY), RowLabel(category=UNKNOWN, turns=((0, UNKNOWN),))]
     config = CurateConfig(data="x.jsonl", model="m", unknown="drop", to="mine.jsonl")
     advice = advise(config, labels, "studies/x", ".jsonl")

@@ -52,7 +52,7 @@ def read(source):
     return [row for _, row in open_data(source).rows()]
 
 
-def test_a_list_of_dicts_gives_a_list(tmp_path):
+def test_list_of_dicts_returns_a_list(tmp_path):
     rows = [*ROWS[:3], {**ROWS[3], "only here": 2**70}]
     data = open_data(rows)
     assert isinstance(data, MemoryData)
@@ -66,7 +66,7 @@ def test_a_list_of_dicts_gives_a_list(tmp_path):
     assert open_data(list(rows)).fingerprint == data.fingerprint != open_data(rows[:2]).fingerprint
 
 
-def test_a_table_gives_a_table(tmp_path):
+def test_table_returns_a_table(tmp_path):
     table = pa.Table.from_pylist(ROWS).replace_schema_metadata({"origin": "test"})
     data = open_data(table)
     edited = data.edited(EDITS, NEW)
@@ -119,7 +119,7 @@ def make_dataset(datasets):
     return dataset
 
 
-def test_a_dataset_gives_a_dataset_with_its_features():
+def test_dataset_returns_a_dataset_with_its_features():
     import datasets
 
     dataset = make_dataset(datasets).select([3, 2, 1, 0]).with_format("numpy")
@@ -139,7 +139,7 @@ def test_a_dataset_gives_a_dataset_with_its_features():
 
 
 @pytest.mark.parametrize("has_splits", [False, True])
-def test_a_saved_dataset_is_written_with_save_to_disk(has_splits, tmp_path, capfd):
+def test_saved_dataset_is_written_with_save_to_disk(has_splits, tmp_path, capfd):
     import datasets
 
     dataset = make_dataset(datasets)

@@ -50,7 +50,7 @@ def decision(*neighbours: ShareAdvice, best_settings: str = "") -> Decision:
     )
 
 
-def test_neighbouring_shares_enclose_the_own_share() -> None:
+def test_neighbouring_shares_enclose_the_share_of_the_labels() -> None:
     shares = [0.0, 0.1, 0.25, 0.5, 1.0]
     assert neighbouring_shares(shares, 0.29) == [0.25, 0.5]
     assert neighbouring_shares(shares, 0.252) == [0.25]  # the same percentage, rounded
@@ -58,13 +58,13 @@ def test_neighbouring_shares_enclose_the_own_share() -> None:
     assert neighbouring_shares([0.5], 0.29) == [0.5]
 
 
-def test_a_difference_is_reliable_if_its_interval_excludes_0() -> None:
+def test_difference_is_reliable_if_its_interval_excludes_0() -> None:
     assert is_reliable(SURE_GAIN)
     assert is_reliable(SURE_LOSS)
     assert not is_reliable(NOISE)
 
 
-def test_dropping_without_effect_at_the_stop_but_with_gain_at_the_end() -> None:
+def test_dropping_helps_at_convergence_but_not_at_early_stop() -> None:
     first, second = decision_sentences(decision(advice(0.25), advice(0.5)))
     assert first == "Stop after epoch 3: dropping the 1,290 Unknown rows then makes no reliable difference."
     assert second == (
@@ -73,7 +73,7 @@ def test_dropping_without_effect_at_the_stop_but_with_gain_at_the_end() -> None:
     )
 
 
-def test_a_gain_at_one_neighbour_only_is_named_with_the_other() -> None:
+def test_gain_at_one_neighbouring_share_is_reported_with_the_other() -> None:
     _, second = decision_sentences(decision(advice(0.25, dropping_at_end=NOISE), advice(0.5)))
     assert second == (
         "If you train on to epoch 10, drop these 1,290 rows to be safe: without them, test accuracy changes by "
@@ -114,11 +114,11 @@ def test_a_gain_at_one_neighbour_only_is_named_with_the_other() -> None:
         ({"stops": (2, 4), "dropping_at_stop": None}, ("Stop after epoch 2 to 4.", "")),
     ],
 )
-def test_the_advice_in_words(changes: dict, sentences: tuple[str, str]) -> None:
+def test_advice_for_each_outcome(changes: dict, sentences: tuple[str, str]) -> None:
     assert decision_sentences(decision(advice(0.25, **changes))) == sentences
 
 
-def test_the_table_marks_reliable_differences() -> None:
+def test_table_marks_reliable_differences() -> None:
     table = decision_table(decision(advice(0.25, dropping_at_end=None), advice(0.5, stops=(2, 3))))
     assert table.columns == ("at the nearest shares", "25 % Unknown (nearest)", "50 % Unknown")
     assert [row[1:] for row in table.rows] == [
@@ -131,7 +131,7 @@ def test_the_table_marks_reliable_differences() -> None:
     assert table.strong == {(2, 1), (2, 2), (4, 2)}
 
 
-def test_the_note_names_the_own_share_and_better_settings() -> None:
+def test_note_has_the_share_of_unknown_rows_and_better_settings() -> None:
     note = decision_note(decision(advice(0.25), advice(0.5), best_settings="learning_rate=0.001"))
     assert note.startswith(
         "30.0 % of the training questions are Unknown (1,290 of 4,300); the nearest shares of the sweep are 25 % and "
@@ -171,7 +171,7 @@ def study(num_unknown: int = 28) -> StudyData:
     return StudyData(variants=variants, runs=tuple(runs), counts=full)
 
 
-def test_the_advice_is_read_off_the_runs_at_the_nearest_share() -> None:
+def test_advice_uses_the_runs_at_the_nearest_share() -> None:
     result = decide(study())
     assert (result.num_unknown, result.num_questions, result.split) == (28, 100, "training")
     assert [item.share for item in result.neighbours] == [0.25, 1.0]
@@ -191,18 +191,18 @@ def test_the_advice_is_read_off_the_runs_at_the_nearest_share() -> None:
     assert nearest.dropping_at_end.se < 2.6
 
 
-def test_without_labels_or_runs_the_reason_is_given() -> None:
+def test_missing_labels_or_runs_are_reported() -> None:
     with pytest.raises(InsufficientDataError, match="no questions were annotated"):
         decide(StudyData())
     with pytest.raises(InsufficientDataError, match="needs runs at 1 or more shares of Unknown rows"):
         decide(replace(study(), runs=()))
 
 
-def test_a_set_that_is_nearer_to_the_larger_share_gets_its_advice() -> None:
+def test_advice_for_a_share_nearer_to_the_larger_neighbour() -> None:
     assert decide(study(num_unknown=70)).nearest.share == 1.0
 
 
-def test_parameters_are_counted_in_the_headers_of_the_weights(tmp_path: Path) -> None:
+def test_parameter_count_is_read_from_weight_headers(tmp_path: Path) -> None:
     study_folder = Folder(str(tmp_path))
     header = {"__metadata__": {"format": "pt"}, "a": {"shape": [3, 4]}, "b": {"shape": [5]}}
     content = json.dumps(header).encode()

@@ -87,7 +87,7 @@ def test_balanced_grid_gives_anova_shares() -> None:
     assert sum(item.share or 0.0 for item in effects.axes) + effects.residual_share == pytest.approx(1.0)
 
 
-def test_interactions_belong_to_the_residual() -> None:
+def test_interactions_are_part_of_the_residual() -> None:
     cells = list(product((0, 1), (0, 1)))
     effects = eta_squared_by_axis(
         {"a": [a for a, _ in cells], "b": [b for _, b in cells]}, np.array([0.0, 1.0, 1.0, 0.0])

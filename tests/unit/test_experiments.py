@@ -132,7 +132,7 @@ def test_study_without_training_has_no_sweep() -> None:
         ("demo", ["--experiments", "idk", "--sweep.grid.variants", "natural"], "both determine the trained variants"),
     ],
 )
-def test_unmet_requirements_are_rejected(preset: str, flags: list[str], message: str) -> None:
+def test_experiments_with_unmet_requirements_are_rejected(preset: str, flags: list[str], message: str) -> None:
     config = parse_config(presets.STUDY[preset](), flags, "slick study")
     with pytest.raises(SettingsError, match=message):
         resolve(config)

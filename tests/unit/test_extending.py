@@ -60,7 +60,7 @@ def run_with_component(component: str, code: str, folder: Path, *arguments: str)
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_question_reader(tmp_path: Path) -> None:
+def test_added_reader_prepares_questions(tmp_path: Path) -> None:
     questions = tmp_path / "questions"
     questions.mkdir()
     header = "relation\tquestion\tanswer\tnote\n"
@@ -93,7 +93,7 @@ print(json.dumps([errors, slick.read_questions(study, ["split", "question", "ans
     assert "or a question set as .csv, .jsonl, .parquet or .tsv with columns" in errors[1]
 
 
-def test_row_format(tmp_path: Path) -> None:
+def test_added_row_format_parses_and_replaces_targets(tmp_path: Path) -> None:
     code = """
 import json
 from slick.curation.formats import RowError, detect_format
@@ -111,7 +111,7 @@ except RowError as error:
     assert result[3] == "response is empty (''), expected text; fill it in or remove it"
 
 
-def test_container(tmp_path: Path) -> None:
+def test_added_container_reads_and_writes_rows(tmp_path: Path) -> None:
     code = """
 import json, sys
 import pyarrow as pa
@@ -129,7 +129,7 @@ print(json.dumps([row for _, row in open_data(copy).rows()]))
     assert result == [{"q": "c", "new": "d"}]
 
 
-def test_stopping_policy(tmp_path: Path) -> None:
+def test_added_stopping_policy_is_evaluated(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", num_test=24, num_epochs=3, world=False)
     code = """
 import json, sys
@@ -155,7 +155,7 @@ print(json.dumps([policy_signature("target_dev"), decision.stop_epoch, live, poi
     assert {(policy, epochs): stop for policy, epochs, stop in points} == first
 
 
-def test_training_setting() -> None:
+def test_added_training_setting_is_validated_and_part_of_the_identity() -> None:
     example_names: dict[str, Any] = {}
     exec(compile(example("A training setting"), "docs/extending.md", "exec"), example_names)
     config_class: type[TrainConfig] = example_names["MyTrainConfig"]
@@ -170,7 +170,7 @@ def test_training_setting() -> None:
         config_class(epochs=0)
 
 
-def test_engine_and_matcher(tmp_path: Path) -> None:
+def test_added_engine_and_matcher_annotate(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096}
@@ -213,7 +213,7 @@ except SettingsError as error:
     assert not loads_torch
 
 
-def test_finding_and_report_section(tmp_path: Path) -> None:
+def test_added_finding_and_section_are_in_the_report(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", num_test=24, num_epochs=3, world=False)
     make_report(study, ReportConfig())
     assert 'id="relations"' not in study.child("report").read_bytes("index.html").decode()

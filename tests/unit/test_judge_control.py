@@ -21,7 +21,7 @@ def test_each_question_has_a_right_and_a_wrong_answer() -> None:
     assert len({answer.answer for answer in answers if answer.is_correct}) == NUM_QUESTIONS
 
 
-def test_few_or_equal_gold_answers_give_no_check() -> None:
+def test_too_few_distinct_gold_answers_skip_the_check() -> None:
     assert control_answers(dict(list(TEXTS.items())[:4])) == []
     assert control_answers({name: (question, ["Paris"]) for name, (question, _) in TEXTS.items()}) == []
 
@@ -38,12 +38,12 @@ def outcomes(is_accepted: Callable[[Any], bool]) -> list[str]:
         (lambda answer: not answer.is_correct, r"recognizes 0 %"),
     ],
 )
-def test_useless_judges_are_refused(is_accepted: Callable[[Any], bool], message: str) -> None:
+def test_inaccurate_judges_are_refused(is_accepted: Callable[[Any], bool], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         check_judge(control_answers(TEXTS), outcomes(is_accepted), 0.8)
 
 
-def test_a_good_judge_passes() -> None:
+def test_accurate_judge_is_accepted() -> None:
     assert check_judge(control_answers(TEXTS), outcomes(lambda answer: answer.is_correct), 0.8) == 1.0
     half_parsable = [UNPARSABLE if i % 4 == 0 else o for i, o in enumerate(outcomes(lambda answer: answer.is_correct))]
     assert check_judge(control_answers(TEXTS), half_parsable, 0.7) < 0.8

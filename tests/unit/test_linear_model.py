@@ -149,7 +149,7 @@ def test_fit_to_the_papers_points() -> None:
         check_residuals(paper_study(), "ood")
 
 
-def test_early_stop_is_only_needed_for_the_ends() -> None:
+def test_early_stop_points_are_optional_for_other_selections() -> None:
     data = linear(7, -8, 0.4)
     blind = replace(data, runs=tuple(replace(run, early_epoch=None) for run in data.runs))
     assert len(regression_sample(blind, "test").y_P) == 140

@@ -53,7 +53,7 @@ def test_normalize_follows_squad(text: str, expected: str) -> None:
         ("Paris", [], False, False),
     ],
 )
-def test_hits(answer: str, gold: list[str], exact: bool, raw: bool) -> None:
+def test_hits_of_every_matcher(answer: str, gold: list[str], exact: bool, raw: bool) -> None:
     assert is_hit(answer, gold) is exact
     assert is_hit(answer, gold, "raw") is raw
 

@@ -77,27 +77,27 @@ def check(name: str, data: StudyData) -> CheckResult:
 
 
 @pytest.mark.parametrize("name", HOLDING_STUDIES)
-def test_a_finding_holds(name: str) -> None:
+def test_finding_holds(name: str) -> None:
     result = check(name, HOLDING_STUDIES[name]())
     assert result.holds, result.why
 
 
 @pytest.mark.parametrize("name", FAILING_STUDIES)
-def test_a_finding_fails(name: str) -> None:
+def test_finding_fails(name: str) -> None:
     result = check(name, FAILING_STUDIES[name]())
     assert result.holds is False, result.why
     assert any(digit in result.why for digit in "0123456789"), "by how much?"
 
 
 @pytest.mark.parametrize("name", UNDECIDED_STUDIES)
-def test_a_finding_is_undecided(name: str) -> None:
+def test_finding_is_undecided(name: str) -> None:
     result = check(name, UNDECIDED_STUDIES[name]())
     assert result.holds is None, result.why
     assert "instead of" in result.needed or "too close" in result.needed
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_a_finding_is_not_testable_without_its_data(name: str) -> None:
+def test_finding_is_not_testable_without_its_data(name: str) -> None:
     study, reason = MISSING[name]
     with pytest.raises(InsufficientDataError, match=reason):
         check(name, study())
@@ -122,7 +122,7 @@ def test_findings_hold_on_the_papers_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "change"), [(name, what) for name in BARELY_FALSE for what in BARELY_FALSE[name]])
-def test_a_finding_does_not_hold_if_a_part_is_false(name: str, change: str) -> None:
+def test_finding_does_not_hold_if_a_part_is_false(name: str, change: str) -> None:
     """With exactly these accuracies, a part lies at its bound, so it cannot be shown."""
     if name in ("E12", "E13"):
         rates = changed(paper_rates(), BARELY_FALSE[name][change])
@@ -169,7 +169,7 @@ def test_no_finding_holds_on_runs_without_measurements() -> None:
     assert not [outcome.id for outcome in evaluate_findings(replace(data, runs=blank)) if outcome.holds]
 
 
-def test_the_interval_of_a_difference_excludes_0_if_it_is_shown() -> None:
+def test_shown_difference_has_an_interval_without_0() -> None:
     data = simulated()
     loss = data.difference(("unknown-050", EARLY_STOP), ("unknown-050", CONVERGENCE))
     assert check("E23", data).interval == {"loss": confidence_interval(loss)}
@@ -186,14 +186,14 @@ def test_intervals_of_the_linear_model_are_those_of_the_fit() -> None:
     assert intervals["b_unk"][0] < -8 < intervals["b_unk"][1]
 
 
-def test_equality_is_shown_by_many_questions_only() -> None:
+def test_equality_needs_many_questions() -> None:
     assert check("E6", simulated()).holds
     few = check("E6", simulated(None, SMALL_SIZE))
     assert few.holds is None
     assert "test questions instead of 200" in few.needed
 
 
-def test_equality_needs_a_harm_that_the_study_could_find() -> None:
+def test_equality_needs_power_to_detect_harm() -> None:
     """If Unknown rows are harmless at convergence too, "neutral at early stop" says nothing."""
     harmless = check("E6", simulated(BARELY_FALSE["E8"]["D loses as little as D_Known"], finding="E6"))
     assert harmless.holds is not True
@@ -218,7 +218,7 @@ def condition(value: float, se: float, **changes: object) -> Condition:
         ([(3.0, 1.0), (-2.1, 1.0)], None),  # Bonferroni: 2.1 standard errors are not surprising in two conditions
     ],
 )
-def test_a_finding_holds_if_all_conditions_are_shown(conditions: list[tuple[float, float]], holds: bool | None) -> None:
+def test_finding_holds_if_all_conditions_are_shown(conditions: list[tuple[float, float]], holds: bool | None) -> None:
     assert judge([condition(*pair) for pair in conditions], None, "").holds is holds
 
 
@@ -230,7 +230,7 @@ def test_no_change_is_shown_within_the_margin_and_contradicted_beyond_the_claim(
     assert verdicts == {-3.0: True, 0.4: True, 0.8: None, 1.2: False}
 
 
-def test_needed_questions_would_decide() -> None:
+def test_needed_questions_give_a_decision() -> None:
     """At one standard error from the bound, 1.96 squared times as many questions decide."""
     result = judge([condition(1.0, 1.0)], None, "")
     assert result.needed == ("about 1,500 test questions instead of 400 would decide it, if the values stayed the same")
@@ -245,14 +245,14 @@ def test_intervals_of_proportions_are_never_a_point() -> None:
     assert (round(low, 1), high) == (83.9, 100.0)
 
 
-def test_a_contradiction_needs_more_the_more_conditions_there_are() -> None:
+def test_contradiction_level_is_corrected_for_the_number_of_conditions() -> None:
     assert contradiction_z(1) == pytest.approx(1.96, abs=0.001)
     rng = np.random.default_rng(0)
     alarms = (rng.standard_normal((4000, 50)).max(axis=1) > contradiction_z(50)).mean()
     assert alarms <= 0.035  # 0.025 is promised; more than 0.035 of 4000 has probability under 0.001
 
 
-def test_a_few_unchanged_questions_are_not_certain() -> None:
+def test_few_unchanged_questions_have_a_wide_interval() -> None:
     """Two MaybeKnown questions that are both answered right had an error of 0."""
     same = np.ones(2)
     assert paired_se(same - same) > 20
@@ -261,7 +261,7 @@ def test_a_few_unchanged_questions_are_not_certain() -> None:
         check("E15", data)
 
 
-def test_power_is_that_of_the_number_of_questions() -> None:
+def test_power_depends_on_the_number_of_questions() -> None:
     small, large = rates_at("E6", 1200), rates_at("E6", 10481)
     assert small[0] < large[0]
     assert rates_at("E6", 10) == small
@@ -269,7 +269,7 @@ def test_power_is_that_of_the_number_of_questions() -> None:
     assert rates_at("a finding of a user", 1200) == (None, None)
 
 
-def test_simulated_rates_are_complete_and_false_alarms_rare() -> None:
+def test_simulated_rates_are_complete_with_few_false_positives() -> None:
     """The rates that `python -m tests.benchmarks.verdicts` wrote: 200 studies, so 5 % of them are 10."""
     rates = finding_rates()
     assert set(rates) == {name for name in ALL_FINDINGS if name != "E1"}
@@ -329,7 +329,7 @@ def test_e24_needs_a_complete_sweep_at_the_other_rate() -> None:
         check("E24", nameless)
 
 
-def test_abstentions_are_found_by_the_phrase_of_the_variant() -> None:
+def test_abstentions_are_detected_by_the_phrase_of_the_variant() -> None:
     data = idk_study(0.0)
     at_all = measure_abstention(data, "idk-050", CONVERGENCE)
     assert at_all.answered.value < 80
@@ -378,7 +378,7 @@ def test_with_three_seeds_the_error_includes_the_variance_between_seeds() -> Non
         assert measured.se == pytest.approx(widened * 9 / np.sqrt(3), rel=1e-4)
 
 
-def test_training_lengths_come_from_the_grid_and_are_few() -> None:
+def test_training_lengths_are_a_few_of_the_grid() -> None:
     points = [{"epochs": 20, "policy": f"fixed({n})"} for n in (1, 2, 3, 5, 8, 10, 12, 15)]
     chosen = choose_durations(points, [20, 20])
     assert chosen[-1] == 20
@@ -423,7 +423,7 @@ def test_sentence_heat_map_and_tables_show_the_same_number() -> None:
     assert 27.3 in policy_table(data).rows[-1]
 
 
-def test_the_paper_study_has_the_printed_point_of_figure_5() -> None:
+def test_paper_study_has_the_point_of_figure_5() -> None:
     """D_Natural on the 33.0 % of test questions that are Unknown under all ten exemplar sets."""
     data = paper_study()
     totals = category_totals(data, "id", "test")
@@ -433,6 +433,6 @@ def test_the_paper_study_has_the_printed_point_of_figure_5() -> None:
     ] == [1.8, 2.5]
 
 
-def test_the_paper_study_reproduces_table_8() -> None:
+def test_paper_study_reproduces_table_8() -> None:
     own = check("E22", paper_study()).own
     assert own == {"accuracy": [61.8, 61.8], "answered": [58.7, 55.6], "over_all": [36.3, 34.4]}

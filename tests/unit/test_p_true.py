@@ -183,7 +183,7 @@ def test_e20_holds_if_slick_questions_are_answered_correctly_less_often(seeds: i
 
 
 @pytest.mark.parametrize(("slick", "other", "holds"), [(0.3, 0.02, False), (0.2, 0.2, None)])
-def test_e20_fails_on_the_opposite(slick: float, other: float, holds: bool | None) -> None:
+def test_e20_fails_on_the_opposite_difference(slick: float, other: float, holds: bool | None) -> None:
     verdict = findings.get("E20").check(worse_and_better(slick, other))
     assert verdict.holds is holds
     assert "a difference of" in verdict.why

@@ -104,7 +104,7 @@ def test_dev_highlyknown_needs_labeled_dev_questions() -> None:
         parse_policy("dev_highlyknown").decided_epoch(RISE_AND_FALL.truncate_to(1), 7)
 
 
-def test_all_registered_policies_are_tested_here() -> None:
+def test_every_registered_policy_has_a_test() -> None:
     assert POLICY_TEXTS.keys() == set(stopping_policies.names())
 
 
@@ -238,13 +238,13 @@ def test_policy_signatures() -> None:
     assert [policy_signature(name) for name in stopping_policies.names()] == signatures
 
 
-def test_fixed_without_a_number_gets_the_budget() -> None:
+def test_fixed_policy_defaults_to_the_budget() -> None:
     assert str(parse_policy("fixed").at(20)) == "fixed(20)"
     assert str(parse_policy("fixed(5)").at(20)) == "fixed(5)"
     assert str(parse_policy("best_dev").at(20)) == "best_dev"
 
 
-def test_fixed_above_the_budget_is_refused() -> None:
+def test_fixed_policy_beyond_the_budget_is_refused() -> None:
     assert not parse_policy("fixed(9)").applies_to(8)
     assert parse_policy("fixed(9)").applies_to(9)
     with pytest.raises(SettingsError, match=r"fixed\(9\) cannot be read off a budget of 7 epochs"):

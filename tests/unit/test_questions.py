@@ -121,7 +121,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_bad_row_stops_the_step_with_file_line_found_and_expected(tmp_path, case):
+def test_bad_row_is_an_error_with_file_line_and_both_values(tmp_path, case):
     row, message = BAD_ROWS[case]
     with pytest.raises(DataError) as caught:
         prepare(tmp_path, [*GOOD_ROWS, row])
@@ -565,7 +565,7 @@ def test_values_of_other_types_are_refused_with_a_fix(tmp_path):
             prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(questions=str(tmp_path / "a.parquet")))
 
 
-def test_unused_columns_of_text_files_may_hold_anything(tmp_path):
+def test_unused_columns_of_text_files_may_have_any_value(tmp_path):
     rows = ['{"note": ' + "9" * 5000 + ", " + json.dumps(row)[1:] for row in GOOD_ROWS]
     assert read_questions(prepare(tmp_path, rows)[1]).num_rows == len(GOOD_ROWS)
     with pytest.raises(DataError, match="line 10: found answers more than once in the object"):

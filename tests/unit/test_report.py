@@ -62,7 +62,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-def test_the_report_of_a_finished_study_has_all_figures_tables_and_findings(study: Folder) -> None:
+def test_report_of_a_finished_study_has_all_figures_tables_and_findings(study: Folder) -> None:
     report = study.child("report")
     names = {
         "accuracy_by_share",
@@ -111,7 +111,7 @@ def test_the_report_of_a_finished_study_has_all_figures_tables_and_findings(stud
     assert not [name for name in names if "Not shown" in page.texts[name]]
 
 
-def test_the_page_is_self_contained_and_escapes_text(study: Folder) -> None:
+def test_page_is_self_contained_and_escapes_text(study: Folder) -> None:
     text = study.child("report").read_bytes("index.html").decode()
     page = Page(text)
     assert [load for load in page.loads if not load.startswith("#")] == []
@@ -144,7 +144,7 @@ def test_load_study_returns_stored_runs(study: Folder) -> None:
     assert run.early_epoch == 1 + dev.index(max(dev))
 
 
-def test_an_unchanged_report_is_kept_and_a_stale_one_is_rebuilt(study: Folder, tmp_path: Path) -> None:
+def test_unchanged_report_is_kept_and_a_stale_one_is_rebuilt(study: Folder, tmp_path: Path) -> None:
     copy = Folder(str(tmp_path / "copy"))
     shutil.copytree(study.local_path, copy.local_path)
     config = ReportConfig(title="A <b>title</b>")
@@ -161,7 +161,7 @@ def test_an_unchanged_report_is_kept_and_a_stale_one_is_rebuilt(study: Folder, t
     assert "natural" in outcomes["E14"]["why"]
 
 
-def test_an_annotated_study_without_runs_has_a_partial_report(tmp_path: Path) -> None:
+def test_annotated_study_without_runs_has_a_partial_report(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_annotation(study, question_rows(60), labels_mode=True)
     manifest = make_report(study, ReportConfig())
@@ -173,7 +173,7 @@ def test_an_annotated_study_without_runs_has_a_partial_report(tmp_path: Path) ->
     assert manifest.counts["not_testable"] == 24
 
 
-def test_an_unfinished_run_is_ignored(tmp_path: Path) -> None:
+def test_unfinished_run_is_ignored(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     rows = question_rows(60)
     write_annotation(study, rows)
@@ -188,7 +188,7 @@ def test_without_a_knowledge_table_the_error_names_the_step_to_run(tmp_path: Pat
         make_report(Folder(str(tmp_path)), ReportConfig())
 
 
-def test_a_missing_file_of_a_finished_run_is_an_error(tmp_path: Path) -> None:
+def test_missing_file_of_a_finished_run_is_an_error(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     rows = question_rows(60)
     write_annotation(study, rows)
@@ -214,7 +214,7 @@ def test_runs_with_other_training_settings_do_not_count_as_seeds(tmp_path: Path)
         load_study(study)
 
 
-def test_the_heat_map_shows_the_number_of_each_cell(study: Folder) -> None:
+def test_heat_map_shows_the_number_of_each_cell(study: Folder) -> None:
     svg = study.child("report", "figures").read_bytes("response_surface.svg").decode()
     table = study.child("report", "tables").read_bytes("response_surface.csv").decode().splitlines()[1:]
     assert len(table) == len(SHARES) * 2
@@ -234,7 +234,7 @@ def test_outcomes_are_plain_json(study: Folder) -> None:
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_shorter_run_is_not_used_for_convergence(study: Folder, tmp_path: Path) -> None:
+def test_shorter_run_is_not_used_for_convergence(study: Folder, tmp_path: Path) -> None:
     copy = Folder(str(tmp_path / "copy"))
     shutil.copytree(study.local_path, copy.local_path)
     runs = copy.child("runs")
@@ -246,7 +246,7 @@ def test_a_shorter_run_is_not_used_for_convergence(study: Folder, tmp_path: Path
     assert after.durations == before.durations
 
 
-def test_the_table_of_contents_lists_every_section(study: Folder) -> None:
+def test_table_of_contents_lists_every_section(study: Folder) -> None:
     page = Page(study.child("report").read_bytes("index.html").decode())
     anchors = [link[1:] for link in page.links if link.startswith("#")]
     assert set(anchors) <= set(page.ids)
@@ -265,7 +265,7 @@ def test_without_a_world_there_is_no_section_of_planted_facts(study: Folder) -> 
     assert "The planted truth" not in page.texts["contents"]
 
 
-def test_the_first_screen_has_model_questions_shares_and_findings(tmp_path: Path) -> None:
+def test_first_screen_has_model_questions_shares_and_findings(tmp_path: Path) -> None:
     study = write_study(tmp_path, num_test=80, num_epochs=4, world=True)
     make_report(study, ReportConfig())
     header = " ".join(Page(study.child("report").read_bytes("index.html").decode()).texts["header"].split())
@@ -338,7 +338,7 @@ def test_visible_text_has_no_code_names(study: Folder) -> None:
         assert name not in texts, name
 
 
-def test_a_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:
+def test_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     make_report(study, ReportConfig())
     report = study.child("report")
@@ -355,7 +355,7 @@ def test_a_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
-def test_a_report_of_other_code_is_rebuilt_and_keeps_other_folders(
+def test_report_of_other_code_is_rebuilt_and_keeps_other_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = write_study(tmp_path)
@@ -371,7 +371,7 @@ def test_a_report_of_other_code_is_rebuilt_and_keeps_other_folders(
     assert not study.child("report").exists("stale.html")
 
 
-def test_the_report_shows_only_the_last_part_of_paths(tmp_path: Path) -> None:
+def test_report_shows_only_the_last_part_of_paths(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     annotate = study.child("annotate")
     manifest = annotate.read_json("manifest.json")

@@ -27,13 +27,13 @@ def test_coefficients_are_compared_with_the_papers_sign() -> None:
     assert " points (p < 0.001): the opposite of the paper, which has -3.0; b_kn is -3." in ood
 
 
-def test_an_effect_within_noise_is_not_called_one() -> None:
+def test_effect_within_noise_is_not_reported() -> None:
     _, ood = coefficient_sentences(linear(7.0, -8.0, ood_scale=0.0))
     assert "): no significant effect, which has" not in ood
     assert "): no significant effect; the paper has -3.0; b_kn is " in ood
 
 
-def test_fitted_rows_in_words() -> None:
+def test_sentence_of_fitted_rows() -> None:
     curves = {"Known": (40.0, 60.0, 90.0), "Unknown": (5.0, 10.0, 30.0)}
     run = Run(
         run_id="unknown-050-seed0",
@@ -52,7 +52,7 @@ def test_fitted_rows_in_words() -> None:
     assert fitting_sentence(StudyData()) == ""
 
 
-def test_the_best_variant_is_named_with_those_not_below_it() -> None:
+def test_best_variant_is_named_with_those_not_below_it() -> None:
     """At convergence, all variants but D_MaybeKnown lose 30 % of their correct answers."""
     data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
     sentence = best_variants_sentence(
@@ -75,7 +75,7 @@ def test_without_comparisons_there_is_no_sentence() -> None:
 @pytest.mark.parametrize(
     ("settings", "share"), [({"famous_rivals": 0.75}, 0.75), ({"famous_rivals": 0}, 0.0), ({}, 0.0)]
 )
-def test_famous_rivals_are_explained_for_worlds_that_have_them(settings: dict, share: float, tmp_path: Path) -> None:
+def test_famous_rivals_are_explained_if_the_world_has_them(settings: dict, share: float, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     finish_step(study.child("world"), "world", settings=settings)
     assert load_famous_rivals(study) == share
@@ -100,5 +100,5 @@ def test_unknown_questions_and_the_relations_with_fewest_and_most() -> None:
     assert counts_sentence(StudyData()) == ""
 
 
-def test_an_audit_without_answers_has_no_sentence() -> None:
+def test_audit_without_answers_has_no_sentence() -> None:
     assert graded_sentence(None) == ""

@@ -144,7 +144,7 @@ def compared_studies(*studies: dict[str, Manifest]) -> list[ComparedStudy]:
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize(("step", "name", "affected"), FIELDS)
-def test_a_different_setting_is_reported_unless_it_affects_no_result(
+def test_different_setting_is_reported_unless_it_affects_no_result(
     step: str, name: str, affected: frozenset[str], older: bool
 ) -> None:
     path = (step, name) if "content" in affected and "." not in name else None
@@ -206,7 +206,7 @@ def changed_input(manifests: dict[str, Manifest], step: str, name: str, value: s
         ("variants", "knowledge", ("variants", "knowledge fingerprint")),
     ],
 )
-def test_a_different_input_is_reported(step: str, name: str, row: tuple[str, str]) -> None:
+def test_different_input_is_reported(step: str, name: str, row: tuple[str, str]) -> None:
     assert row in [difference[:2] for difference in compared(study(), changed_input(study(), step, name, "another"))]
 
 
@@ -233,7 +233,7 @@ def test_external_models_and_questions_are_compared_whatever_the_seeds() -> None
     assert [row[:2] for row in compared(own("a", "q"), own("a", "r"))] == [("questions", "questions fingerprint")]
 
 
-def test_a_setting_that_an_earlier_manifest_lacks_is_a_difference() -> None:
+def test_setting_that_an_earlier_manifest_lacks_is_a_difference() -> None:
     lacking = study(older=True)
     annotate = lacking["annotate"]
     settings = copy.deepcopy(annotate.settings)
@@ -244,7 +244,7 @@ def test_a_setting_that_an_earlier_manifest_lacks_is_a_difference() -> None:
     assert SettingDifference("annotate", "limit_per_relation", ("none", "not stated")) in differences
 
 
-def test_a_step_finished_in_one_study_only_is_a_difference() -> None:
+def test_step_finished_in_one_study_only_is_a_difference() -> None:
     part = study()
     del part["annotate/p_true"]
     assert compared(study(), part) == [SettingDifference("p_true", "", ("finished", "not finished"))]
@@ -298,7 +298,7 @@ def test_different_versions_and_devices_are_reported() -> None:
     assert sentence == "A and B differ only in their seeds, apart from torch, device of the engines."
 
 
-def test_a_manifest_stores_the_identity_and_the_contents(tmp_path: Path) -> None:
+def test_manifest_stores_the_identity_and_the_contents(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     config = WorldConfig(seed=3, num_threads=2, questions="here")
     complete_step(folder, "world", "x", settings=config, inputs={}, counts={}, started_at=0.0, contents={"recipe": 3})
@@ -308,7 +308,7 @@ def test_a_manifest_stores_the_identity_and_the_contents(tmp_path: Path) -> None
     assert identity["seed"] == 3
 
 
-def test_the_fingerprint_of_an_earlier_manifest_determines_its_contents() -> None:
+def test_fingerprint_of_an_earlier_manifest_determines_its_contents() -> None:
     config = WorldConfig(contested_ratio=0.95)  # earlier versions had this default
     settings = settings_to_json(config)
     mark = fingerprint(3, "", {**config.identity(), "source": ""})

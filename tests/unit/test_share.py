@@ -57,7 +57,7 @@ def test_answers_are_counted_by_category() -> None:
     assert [str(cell).split(" ± ")[0] for cell in rows["Unknown"]] == ["100", "100.0", "50.0", "20.0", "50.0"]
 
 
-def test_the_sentence_says_whether_it_refuses_what_it_does_not_know() -> None:
+def test_sentence_states_whether_unknown_questions_are_refused() -> None:
     # It answers (80 + 60 + 40) / 3 = 60 % of the Known and 20 % of the Unknown questions, 50 % of all.
     sentence = abstention_sentence(study((80, 60, 40, 20)))
     assert "answers 100.0 % of the test questions at early stop and 50.0 % at convergence, then " in sentence
@@ -82,11 +82,11 @@ def test_the_sentence_says_whether_it_refuses_what_it_does_not_know() -> None:
         (40.0, -5.0, "refuses Known questions more often than Unknown ones"),
     ],
 )
-def test_refusal_in_words(answered: float, lead: float, text: str) -> None:
+def test_sentence_of_refusals(answered: float, lead: float, text: str) -> None:
     assert describe_refusal(Measurement(answered, 1.0, 1), Measurement(lead, 1.0, 1)) == text
 
 
-def test_a_category_without_answers_has_no_accuracy() -> None:
+def test_category_without_answers_has_no_accuracy() -> None:
     assert answered_by_category(study((80, 60, 40, 0)), "idk-050", CONVERGENCE, "Unknown")[1] is None
 
 
@@ -97,7 +97,7 @@ def test_missing_texts_are_reported() -> None:
     assert abstention_sentence(data) == ""
 
 
-def test_the_cost_of_training_on_is_averaged_over_the_shares() -> None:
+def test_accuracy_loss_of_longer_training_is_averaged_over_shares() -> None:
     """D loses 10 points at 0 % and 30 points at 100 %, 20 on average."""
     runs = tuple(
         Run(

@@ -161,7 +161,7 @@ def test_first_unfinished_run_of_a_trial_is_running() -> None:
     assert tracker.num_retries == 1
 
 
-def test_pickled_trial_tracker_has_its_initial_state() -> None:
+def test_pickling_resets_the_trial_tracker() -> None:
     tracker = TrialTracker([[plan("a")]])
     tracker.mark_retried(0)
     copied = copy.deepcopy(tracker)
@@ -240,7 +240,7 @@ def test_status_of_p_true(
     assert status_lines(annotating, capsys)["P(True)"] == f"done in 1 s, {expected} of {expected} gold answers scored"
 
 
-def test_p_true_requested_later_is_not_begun(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_p_true_requested_later_has_status_not_started(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     finish_step_in(annotating.child("annotate"))
     write_settings(annotating, replace(smoke_study(), experiments=("counts",)))
     assert "P(True)" not in status_lines(annotating, capsys)
@@ -262,7 +262,7 @@ def write_settings(study: Folder, config: StudyConfig) -> None:
     study.write_json("study.json", {"settings": settings_to_json(resolve(config)), "versions": {}})
 
 
-def test_runs_of_an_added_experiment_are_left(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_an_added_experiment_are_pending(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     """Until the sweep begins again, its stored plan is that of the old grid."""
     finish_step_in(annotating.child("annotate"))
     write_planned(annotating.child("sweep"), [Trajectory(variant="unknown-050", seed=0, epochs=3)])

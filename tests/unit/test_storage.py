@@ -437,7 +437,7 @@ def test_column_with_pickles_is_rejected_before_reading(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_local", [True, False])
-def test_file_is_there_when_its_block_ends_and_not_after_an_error(is_local: bool, tmp_path: Path) -> None:
+def test_file_exists_after_the_block_but_not_after_an_error(is_local: bool, tmp_path: Path) -> None:
     ObjectStore.store = pafs._MockFileSystem()
     folder = Folder(str(tmp_path)) if is_local else ObjectStore("memory://bucket/study")
     folder.write_bytes("other", b"")

@@ -146,7 +146,7 @@ def test_failing_tracker_is_logged_once_per_run_and_gets_all_epochs_later(
     assert curves.logs["mlflow/b"] == curves.logs["tensorboard/b"] == [1, 2, "finished"]
 
 
-def test_failing_tracker_is_tried_once_per_epoch() -> None:
+def test_failing_tracker_is_called_once_per_epoch() -> None:
     curves = FakeLogger("a", down={"mlflow"})
     for num_epochs in (1, 1, 1, 2, 2):
         curves.log("a", epoch_rows(num_epochs))
@@ -172,7 +172,7 @@ def test_slow_tracker_is_skipped_during_the_backoff(
     assert curves.logs["tensorboard/b"] == [1, 2, "finished"]
 
 
-def test_tracker_is_tried_again_after_the_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracker_is_retried_after_the_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "SLOW_RESPONSE_S", -1.0)
     monkeypatch.setattr(trackers, "BACKOFF_S", 0.0)
     curves = FakeLogger("a", down={"mlflow"})

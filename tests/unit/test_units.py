@@ -81,7 +81,7 @@ def test_few_actors_process_the_same_relation(num_actors: int) -> None:
     assert len(pairs) <= len(nums) * (1 + num_actors) / 2
 
 
-def test_relations_are_sequential_with_one_turn() -> None:
+def test_relations_are_sequential_without_interleaving() -> None:
     units = make_units({"generations": batches()}, max_batches=2, num_actors=40, num_turns=1)
     relations = [unit["relation"][0].as_py() for unit in units]
     assert relations == sorted(relations)

@@ -17,7 +17,7 @@ NewColumns = Mapping[str, pa.DataType]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowEdit:
-    """What happens to one row."""
+    """The edit of one row."""
 
     index: int
     """Of the row in the whole set, from 0."""
@@ -68,7 +68,7 @@ class EditCursor:
 
 
 class Container(ABC):
-    """A file format. It knows nothing of the meaning of its rows."""
+    """A file format. It does not interpret the rows."""
 
     name: str
     suffixes: tuple[str, ...]
@@ -99,7 +99,7 @@ class Container(ABC):
 
     @abstractmethod
     def write(self, file: SourceFile, output: BinaryIO, edits: EditCursor, new_columns: NewColumns) -> None:
-        """Write an edited copy of a file. What is not edited stays as it is.
+        """Write an edited copy of a file. Everything that is not edited stays unchanged.
 
         Args:
             file: the file.
@@ -113,7 +113,7 @@ class Container(ABC):
 
 
 CONTAINERS: Registry[Callable[[], Container]] = Registry("container", "slick.curation.containers")
-"""Makers of containers by name."""
+"""Container classes by name."""
 
 
 def container_suffixes() -> list[str]:

@@ -34,7 +34,7 @@ class _Record(NamedTuple):
 
 
 class _Recorder:
-    """Passes on the lines of a text, and keeps those since the last call of `take`."""
+    """Iterates over the lines of a text and records those since the last call of `take`."""
 
     def __init__(self, text: TextIO) -> None:
         self._text, self._lines = text, list[str]()
@@ -134,7 +134,7 @@ def _edit_record(record: _Record, edit: RowEdit, new: NewColumns, places: Mappin
     cells = list(record.cells)
     for name, value in (edit.row or {}).items():
         if name not in places:
-            raise ValueError(f"the edit of row {edit.index} has the column {name!r}, which the file has not")
+            raise ValueError(f"the edit of row {edit.index} names the column {name!r}, which is not in the file")
         cells[places[name]] = _cell(value, name)
     for name in new:
         if name in places:
