@@ -263,19 +263,28 @@ def _hits(part: pa.Table, scoring: Scoring) -> tuple[HitArray, HitArray]:
 
 def _rescore_hits(part: pa.Table, scoring: Scoring) -> pa.Table:
     """Hits of the stored texts by the matcher of `scoring`; null for an unparsable outcome."""
-    columns = (part[name].to_pylist() for name in ("question_id", "greedy_text", "sampled_text"))
-    greedy, sampled = [], []
-    for question_id, greedy_text, sampled_text in zip(*columns, strict=True):
-        is_hit = cache(scoring.is_hit_of(question_id))
-        greedy.append([is_hit(text) for text in greedy_text])
-        sampled.append([[None if text is None else is_hit(text) for text in texts] for texts in sampled_text])
+    rows = [
+        rescore_row(row, cache(scoring.is_hit_of(row["question_id"])))
+        for row in part.select(["question_id", "greedy_text", "sampled_text"]).to_pylist()
+    ]
     return pa.table(
         {
             "question_id": part["question_id"],
-            "greedy_hit": pa.array(greedy, pa.list_(pa.bool_())),
-            "sampled_hit": pa.array(sampled, pa.list_(pa.list_(pa.bool_()))),
+            "greedy_hit": pa.array([row["greedy_hit"] for row in rows], pa.list_(pa.bool_())),
+            "sampled_hit": pa.array([row["sampled_hit"] for row in rows], pa.list_(pa.list_(pa.bool_()))),
         }
     )
+
+
+def rescore_row(row: Mapping[str, Any], is_hit: Callable[[str], bool | None]) -> dict[str, Any]:
+    """greedy_hit and sampled_hit of the texts of one question; None for a sample without text."""
+    return {
+        "greedy_hit": [is_hit(text) for text in row["greedy_text"]],
+        "sampled_hit": [
+            None if texts is None else [None if text is None else is_hit(text) for text in texts]
+            for texts in row["sampled_text"]
+        ],
+    }
 
 
 def _array(column: pa.ChunkedArray | pa.Array, depth: int) -> NDArray[Any]:

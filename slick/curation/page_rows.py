@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slick.annotation.config import GENERATIONS
-from slick.annotation.judge import Judgements, stored_judgements
+import pyarrow as pa
+
+from slick.annotation.answers import iter_answers
 from slick.curation.actions import RowLabel
 from slick.curation.data import DataFile
 from slick.curation.formats import RowFormat
@@ -17,7 +18,7 @@ from slick.curation.selection import Candidate, Decision
 from slick.datasets.columns import RowError
 from slick.rng import row_key
 from slick.storage import Folder
-from slick.study_files import read_answer_part, read_knowledge
+from slick.study_files import read_knowledge
 from slick.types import Category, Message
 
 MAX_ROWS = 5_000
@@ -225,33 +226,15 @@ Answers = tuple[list[list[Any]], list[list[Any]]]
 
 def _answers(study: Folder, wanted: set[str]) -> dict[str, Answers]:
     """The most frequent greedy and sampled answers by question_id; empty if the study did not store answers."""
-    folder = study.child("annotate", GENERATIONS)
-    columns = ["question_id", "greedy_text", "greedy_hit", "sampled_text", "sampled_hit"]
     answers: dict[str, Answers] = {}
-    judgements = stored_judgements(study) if wanted else None
-    for name in folder.names(".parquet") if wanted else []:
-        for batch in read_answer_part(folder, name, columns).to_batches(max_chunksize=64):
-            ids = batch.column("question_id").to_pylist()
-            rows = [i for i, question_id in enumerate(ids) if question_id in wanted]
-            for row in batch.take(rows).to_pylist() if rows else []:
-                if judgements is not None:
-                    row |= _judged_hits(row, judgements)
-                samples = zip(row["sampled_text"], row["sampled_hit"], strict=True)
-                pairs = (pair for texts, hits in samples for pair in zip(texts or (), hits or (), strict=True))
-                answers[row["question_id"]] = (
-                    most_frequent(zip(row["greedy_text"], row["greedy_hit"], strict=True)),
-                    most_frequent(pairs),
-                )
+    for row in iter_answers(study, pa.array(wanted, pa.string())) if wanted else ():
+        samples = zip(row["sampled_text"], row["sampled_hit"], strict=True)
+        pairs = (pair for texts, hits in samples for pair in zip(texts or (), hits or (), strict=True))
+        answers[row["question_id"]] = (
+            most_frequent(zip(row["greedy_text"], row["greedy_hit"], strict=True)),
+            most_frequent(pairs),
+        )
     return answers
-
-
-def _judged_hits(row: Mapping[str, Any], judgements: Judgements) -> dict[str, Any]:
-    """The hits of the answers to a question by the judge; None for an unparsable outcome."""
-    is_hit = judgements.matcher(row["question_id"])
-    return {
-        "greedy_hit": [is_hit(text) for text in row["greedy_text"]],
-        "sampled_hit": [[is_hit(text) for text in texts] for texts in row["sampled_text"]],
-    }
 
 
 def most_frequent(answers: Iterable[tuple[str | None, bool | None]]) -> list[list[Any]]:

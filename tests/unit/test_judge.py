@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from slick.annotation import AnnotateConfig, RescoreConfig, read_knowledge, rescore
+from slick.annotation.answers import iter_answers
 from slick.annotation.judge import JUDGE_FOLDER, _control_judge, judge_fingerprint, read_judgements, stored_judgements
 from slick.annotation.judge_client import JudgeClient, JudgeConfig, parse_reply
 from slick.annotation.judge_pool import Item, grade_by_server
@@ -33,6 +34,7 @@ from slick.report.answers import iter_question_answers
 from slick.report.config import ReportConfig
 from slick.report.data import StudyData
 from slick.report.sections import error_audit
+from slick.report.statistics.p_true import load_prefix_labels
 from slick.storage import Folder
 from slick.study import require_manifest
 from slick.study_files import CORRECT, GENERATION_SCHEMA, INCORRECT, NOT_ATTEMPTED, UNPARSABLE
@@ -242,6 +244,43 @@ def test_question_that_depends_on_an_unparsable_outcome_has_no_label(
     rescore(study, RescoreConfig(matcher="exact"))
     assert categories(study)["undecided"] == "Unknown"
     assert not read_undecided(study.child("annotate"), "generations").num_rows
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"matcher": "contains"},
+        {"num_exemplar_sets": 1},
+        {"num_samples": 1},
+        {"matcher": "contains", "num_exemplar_sets": 1, "num_samples": 2},
+        {"matcher": "judge"},
+        {"matcher": "judge", "num_samples": 1},
+    ],
+    ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()) or "unchanged",
+)
+def test_stored_answers_have_the_hits_of_the_labels(
+    tmp_path: Path, serve: Callable[..., JudgeServer], changes: dict[str, Any]
+) -> None:
+    study, server = write_study(tmp_path, CERTAIN), serve(by_first_word)
+    rescore(study, replace(judged(server) if changes.get("matcher") == "judge" else RescoreConfig(), **changes))
+    labels = {row["question_id"]: row for row in read_knowledge(study).to_pylist()}
+    answers = {row["question_id"]: row for row in iter_answers(study, pa.array(labels, pa.string()))}
+    assert answers.keys() == labels.keys()
+    for question_id, label in labels.items():
+        row = answers[question_id]
+        sampled = [hit for hits in row["sampled_hit"] for hit in hits]
+        assert [len(texts) for texts in row["sampled_text"]] == [len(hits) for hits in row["sampled_hit"]]
+        assert len(row["greedy_text"]) == len(row["greedy_hit"])
+        assert (label["greedy_hits"], label["sampled_hits"]) == (row["greedy_hit"].count(True), sampled.count(True))
+        assert label["greedy_total"] == len(row["greedy_hit"]) - row["greedy_hit"].count(None)
+        assert label["sampled_total"] == len(sampled) - sampled.count(None)
+    prefix = load_prefix_labels(study)
+    assert prefix is not None
+    for question_id, is_unknown, is_open in zip(
+        prefix.question_ids.tolist(), prefix.unknown_QN[:, -1], prefix.undetermined_QN[:, -1], strict=True
+    ):
+        assert is_open or is_unknown == (labels[question_id]["category"] == "Unknown")
 
 
 @pytest.mark.parametrize(("sets", "samples"), [(1, 1), (2, 1), (1, 2)])

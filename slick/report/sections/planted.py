@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from slick.annotation.answers import iter_answers
 from slick.matching import make_matcher, normalize
 from slick.report.charts import BLUE, CATEGORY_COLOURS, INK, MUTED, ORANGE, PURPLE, plot_stacked_bars
 from slick.report.data import StudyData
@@ -28,7 +28,7 @@ from slick.report.statistics.p_true import p_true_scores
 from slick.report.tables import Row, Table
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
-from slick.study_files import read_answer_part, read_exemplars, read_knowledge, read_planted, read_question_rows
+from slick.study_files import read_exemplars, read_knowledge, read_planted, read_question_rows
 from slick.types import Category
 
 FactRow = dict[str, Any]
@@ -41,7 +41,6 @@ AnswerFrequencies = tuple[Counter[str], dict[str, Counter[str]]]
 """Counts of the answers to the never-planted questions of a relation: in total, and by question."""
 
 _LABEL_COLUMNS = ("question_id", "relation", "split", "p_correct_greedy", "p_correct_sampled", "category")
-_ANSWER_COLUMNS = ("question_id", "greedy_text", "greedy_hit", "sampled_text", "sampled_hit")
 STRENGTH_LABELS = {
     "firm": "firm: the answer often, no rival",
     "contested": "contested: answer and a rival about equally often",
@@ -411,16 +410,11 @@ def _find_causes(study: Folder, rows: list[FactRow]) -> dict[str, str]:
 
 
 def _load_answers(study: Folder, question_ids: set[str]) -> dict[str, AnswerList]:
-    folder = study.child("annotate", "generations")
-    answers = {}
-    for name in folder.names(".parquet"):
-        part = read_answer_part(folder, name, _ANSWER_COLUMNS)
-        rows = part.filter(pc.is_in(part["question_id"], pa.array(question_ids, pa.string()))).to_pylist()
-        answers.update({row["question_id"]: list(_iter_answers(row)) for row in rows})
-    return answers
+    rows = iter_answers(study, pa.array(question_ids, pa.string()))
+    return {row["question_id"]: list(_flat_answers(row)) for row in rows}
 
 
-def _iter_answers(row: FactRow) -> Iterator[tuple[int, str, bool]]:
+def _flat_answers(row: FactRow) -> Iterator[tuple[int, str, bool]]:
     for i, (text, hit) in enumerate(zip(row["greedy_text"], row["greedy_hit"], strict=True)):
         yield i, text, hit
     for i, (texts, hits) in enumerate(zip(row["sampled_text"] or [], row["sampled_hit"] or [], strict=True)):

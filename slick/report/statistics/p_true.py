@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from slick.annotation.answers import iter_answers
 from slick.errors import StudyError
 from slick.report.data import StudyData
 from slick.report.measurements import (
@@ -36,7 +37,7 @@ from slick.report.measurements import (
 )
 from slick.storage import Folder
 from slick.study import read_manifest
-from slick.study_files import read_answer_part, read_knowledge, read_p_true_rows
+from slick.study_files import read_knowledge, read_p_true_rows
 from slick.types import Category
 
 MIN_CHOICE_MASS = 0.01
@@ -58,7 +59,7 @@ class PrefixLabels:
     unknown_QN: NDArray[np.bool_]
     """Column n - 1: no correct answer under the first n exemplar sets."""
     undetermined_QN: NDArray[np.bool_]
-    """True where samples were skipped, so that the label under n sets is not known."""
+    """True where samples were skipped or have no outcome, so that the label under n sets is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,16 +178,12 @@ def p_true_scores(data: StudyData) -> PTrueScores | None:
 
 def load_prefix_labels(study: Folder) -> PrefixLabels | None:
     """Load the labels of ID test questions under the first n exemplar sets, for each n; None without stored answers."""
-    folder = study.child("annotate")
-    if read_manifest(folder) is None or not folder.child("generations").names(".parquet"):
+    if read_manifest(study.child("annotate")) is None:
         return None
-    test_ids = _test_ids(study)
-    generations = folder.child("generations")
-    rows: dict[str, tuple[int, int, int]] = {}
-    for name in generations.names(".parquet"):
-        part = read_answer_part(generations, name, ["question_id", "greedy_hit", "sampled_hit"])
-        for row in part.filter(pc.is_in(part["question_id"], test_ids)).to_pylist():
-            rows[row["question_id"]] = first_hit_and_gap(row["greedy_hit"], row["sampled_hit"])
+    rows = {
+        row["question_id"]: first_hit_and_gap(row["greedy_hit"], row["sampled_hit"])
+        for row in iter_answers(study, _test_ids(study), texts=False)
+    }
     if not rows:
         return None
     ids = sorted(rows)
@@ -202,8 +199,10 @@ def load_prefix_labels(study: Folder) -> PrefixLabels | None:
     )
 
 
-def first_hit_and_gap(greedy: list[bool], sampled: list[list[bool | None] | None] | None) -> tuple[int, int, int]:
-    """(index of the first exemplar set with a hit, index of the first without all its samples, number of sets).
+def first_hit_and_gap(
+    greedy: list[bool | None], sampled: list[list[bool | None] | None] | None
+) -> tuple[int, int, int]:
+    """(index of the first exemplar set with a hit, index of the first that lacks a hit or miss, number of sets).
 
     An index equal to the number of sets means there is none.
 
@@ -213,7 +212,7 @@ def first_hit_and_gap(greedy: list[bool], sampled: list[list[bool | None] | None
     num = len(greedy)
     per_set = sampled if sampled is not None else [None] * num
     hit = next((i for i in range(num) if greedy[i] or any(bool(is_hit) for is_hit in per_set[i] or [])), num)
-    gap = next((i for i in range(num) if not per_set[i] or None in (per_set[i] or [])), num)
+    gap = next((i for i in range(num) if not per_set[i] or None in (greedy[i], *(per_set[i] or []))), num)
     return hit, gap, num
 
 
@@ -409,7 +408,8 @@ def _prefix_rows(data: StudyData, checkpoint: CheckpointRef) -> tuple[NDArray[np
         raise InsufficientDataError("needs two exemplar sets or more")
     if labels.undetermined_QN.any():
         raise InsufficientDataError(
-            "the labels mode skips samples, so labels under fewer sets are not known; annotate with --mode full"
+            "some samples were skipped (labels mode) or have no outcome (judge), so labels under fewer sets are not "
+            "known; annotate with --mode full and another matcher"
         )
     rows = natural_predictions(data, checkpoint)
     _, in_labels, in_rows = np.intersect1d(
