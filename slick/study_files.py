@@ -123,14 +123,17 @@ JUDGE_OUTCOMES = CORRECT, INCORRECT, NOT_ATTEMPTED, UNPARSABLE = (
     "unparsable",
 )
 """Outcomes of the matcher `judge`; `unparsable` if no reply was one of the other three."""
+ROW_OUTCOMES = ASKS_FACT, ASKS_OTHER, _ = "fact", "other", UNPARSABLE
+"""What the prompt of a row asks for, by the decision of a judge."""
 
 JUDGEMENT_SCHEMA = pa.schema(
     [*((name, pa.string()) for name in ("key", "outcome", "reply", "item")), ("attempts", pa.int64())]
 )
-"""Schema of `annotate/judgements/part-*.parquet`: one row per distinct question, gold answers and answer.
+"""Schema of `annotate/judgements/part-*.parquet`: one row per distinct question, gold answers and answer. Schema of
+`curate/judgements/part-*.parquet`: one row per distinct prompt.
 
 `key`: hash of the judge and the item. `reply`: the last reply, at most 1,000 characters. `item`: the texts, see
-`slick.prompts.judge_item`. `attempts`: replies, 1 for a local model. A key with an unparsable outcome may come again in
+`slick.annotation.rubrics`. `attempts`: replies, 1 for a local model. A key with an unparsable outcome may come again in
 a later file, with more attempts.
 """
 
@@ -295,7 +298,7 @@ P_TRUE_SPEC = TableSpec(
 JUDGEMENTS_SPEC = TableSpec(
     schema=JUDGEMENT_SCHEMA,
     step="annotate",
-    values={"outcome": JUDGE_OUTCOMES},
+    values={"outcome": tuple(dict.fromkeys((*JUDGE_OUTCOMES, *ROW_OUTCOMES)))},
     ranges={"attempts": _NON_NEGATIVE},
     allow_empty=True,
 )

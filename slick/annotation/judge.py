@@ -19,14 +19,14 @@ import pyarrow as pa
 
 from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.judge_control import check_judge, control_answers
-from slick.annotation.judge_pool import JUDGE_FOLDER, Item, grade_by_model, grade_by_server
+from slick.annotation.judge_pool import JUDGE_FOLDER, Item, grade
+from slick.annotation.rubrics import ANSWER_RUBRIC, Rubric, answer_item
 from slick.annotation.store import read_parts
 from slick.cluster import set_job_message
 from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.formatting import ProgressReporter, format_percent
 from slick.matching import JUDGE, AnswerMatcher, make_matcher
-from slick.prompts import judge_item
 from slick.storage import Folder
 from slick.stored_files import convert
 from slick.study import fingerprint, read_manifest
@@ -55,9 +55,10 @@ def judge_fingerprint(judge: JudgeConfig) -> str:
     return model_fingerprint(resolve_model(judge.model))
 
 
-def judge_key(judge: JudgeConfig, identity: str, item: str) -> str:
+def judge_key(judge: JudgeConfig, identity: str, item: str, rubric: Rubric = ANSWER_RUBRIC) -> str:
     """The key of a stored grade: a hash of the judge, its prompt and the texts."""
-    parts = [identity, str(judge.prompt_version), *([str(judge.max_new_tokens)] if judge.url else []), item]
+    prompt = str(judge.prompt_version) if rubric is ANSWER_RUBRIC else f"{rubric.name} {rubric.version}"
+    parts = [identity, prompt, *([str(judge.max_new_tokens)] if judge.url else []), item]
     return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
@@ -77,7 +78,7 @@ class Judgements:
 
     def key(self, question: str, gold: Sequence[str], answer: str) -> tuple[str, str]:
         """The key and the item of an answer."""
-        item = judge_item(question, gold, answer)
+        item = answer_item(question, gold, answer)
         return judge_key(self.judge, self.identity, item), item
 
     def outcome(self, question: str, gold: Sequence[str], answer: str, exact: AnswerMatcher | None = None) -> str:
@@ -176,7 +177,7 @@ def grade_answers(
     judgements.texts = {name: texts for table in tables.values() for name, texts in _texts(table).items()}
     _control_judge(folder, config, judgements)
     counts, items = _distinct_answers(folder, tables, config, judgements)
-    pending = [item for item in items.values() if _is_pending(item, judgements)]
+    pending = [item for item in items.values() if is_pending(item, judgements)]
     _LOG.info(
         "judge: %s distinct answers: %s accepted by exact match, %s empty, %s graded earlier, %s to grade",
         *(f"{num:,}" for num in (counts.total() + len(items), counts["exact"], counts["empty"])),
@@ -185,7 +186,6 @@ def grade_answers(
     progress = ProgressReporter("judge", len(items), "answers", on_update=set_job_message)
     if pending:
         progress.resume_at(len(items) - len(pending))
-        grade = grade_by_server if config.judge.url else grade_by_model
         grade(folder, pending, config, progress)
         judgements.outcomes = read_judgements(folder, config.judge, identity).outcomes
     by_outcome = Counter(judgements.outcomes.get(key, UNPARSABLE) for key in items)
@@ -209,7 +209,6 @@ def _control_judge(folder: Folder, config: "AnnotateConfig", judgements: Judgeme
     items = [Item(*judgements.key(*answer[:3]), 0) for answer in answers]
     pending = [item for item in {item.key: item for item in items}.values() if item.key not in judgements.outcomes]
     if pending:
-        grade = grade_by_server if config.judge.url else grade_by_model
         grade(folder, pending, config, ProgressReporter("judge: control", len(pending), "answers"))
         stored = read_judgements(folder, config.judge, judgements.identity)
         judgements.outcomes, judgements.attempts = stored.outcomes, stored.attempts
@@ -254,7 +253,7 @@ def _answer_texts(store: Folder, config: "AnnotateConfig") -> Iterator[tuple[str
             yield question_id, [text for text in dict.fromkeys(texts) if text is not None]
 
 
-def _is_pending(item: Item, judgements: Judgements) -> bool:
+def is_pending(item: Item, judgements: Judgements) -> bool:
     """Whether an answer has no grade, or an unparsable one of a server that may be asked again."""
     outcome = judgements.outcomes.get(item.key)
     can_retry = bool(judgements.judge.url) and item.attempts <= judgements.judge.max_retries

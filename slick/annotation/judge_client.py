@@ -7,7 +7,6 @@ no chat completion) is repeated after a growing pause. A reply that names no out
 import http.client
 import json
 import os
-import re
 import ssl
 import threading
 import time
@@ -20,11 +19,11 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from slick.annotation.rubrics import ANSWER_RUBRIC, Rubric
 from slick.errors import EngineError, SettingsError
-from slick.prompts import JUDGE_PREFIX, JUDGE_PROMPT_VERSION, JUDGE_REQUEST
 from slick.settings import check_settings, setting
 from slick.strict_json import parse_json
-from slick.study_files import CORRECT, INCORRECT, NOT_ATTEMPTED, UNPARSABLE
+from slick.study_files import UNPARSABLE
 from slick.uris import check_uri
 
 MAX_REPLY_CHARS = 1000
@@ -35,11 +34,6 @@ _FIRST_PAUSE_S = 1.0
 _MAX_PAUSE_S = 60.0
 """Longest pause before a request is repeated. A server that demands a longer one ends the step."""
 _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-
-_OUTCOMES = {"A": CORRECT, "B": INCORRECT, "C": NOT_ATTEMPTED}
-_THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
-_WORDS = "(?i:correct|incorrect|not[ _]attempted)"
-_REPLY = re.compile(rf"\(?([ABC])\)?[.:]?(?: ({_WORDS}))?\.?|({_WORDS})\.?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +51,8 @@ class JudgeConfig:
     the variable is not set, no key is sent."""
     trust_remote_code: bool = setting(False, "nothing")
     """Run code that comes with the local model."""
-    prompt_version: int = setting(JUDGE_PROMPT_VERSION, "labels", minimum=1, maximum=JUDGE_PROMPT_VERSION)
-    """Version of the judge's prompt; see `slick.prompts`."""
+    prompt_version: int = setting(ANSWER_RUBRIC.version, "labels", minimum=1, maximum=ANSWER_RUBRIC.version)
+    """Version of the judge's prompt; see `slick.annotation.rubrics`."""
     max_new_tokens: int = setting(16, "labels", minimum=1)
     """Maximum number of tokens of a reply of the server; models that reason need more."""
     max_retries: int = setting(4, "nothing", minimum=0)
@@ -110,27 +104,11 @@ class Grade(NamedTuple):
     """The judge's grade of one answer."""
 
     outcome: str
-    """One of `slick.study_files.JUDGE_OUTCOMES`."""
+    """One of the outcomes of the rubric, or `UNPARSABLE`."""
     reply: str
     """The last reply, shortened to `MAX_REPLY_CHARS`."""
     attempts: int
     """Number of replies."""
-
-
-def parse_reply(reply: str) -> str:
-    r"""The outcome that a reply names, or `UNPARSABLE`: one letter, one outcome, or both if they agree.
-
-    >>> [parse_reply(text) for text in ("A", " (B) Incorrect.\n", "**C**", "Not attempted", "A or B", "A incorrect")]
-    ['correct', 'incorrect', 'not attempted', 'not attempted', 'unparsable', 'unparsable']
-    """
-    text = " ".join(_THINKING.sub("", reply, count=1).split()).strip("*`\"' ")
-    match = _REPLY.fullmatch(text)
-    if match is None:
-        return UNPARSABLE
-    letter, *words = match.groups()
-    outcomes = {_OUTCOMES[letter]} if letter else set()
-    outcomes |= {word.lower().replace("_", " ") for word in words if word}
-    return outcomes.pop() if len(outcomes) == 1 else UNPARSABLE
 
 
 class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
@@ -151,13 +129,17 @@ class _TemporaryError(Exception):
 class JudgeClient:
     """Asks a server for grades. Threads may share one client."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, rubric: Rubric = ANSWER_RUBRIC) -> None:
         """A client; connects with the first request.
+
+        Args:
+            config: address, key and limits.
+            rubric: what the judge decides.
 
         Raises:
             SettingsError: the environment variable with the key holds no possible key.
         """
-        self._config = config
+        self._config, self._rubric = config, rubric
         self._endpoint = _endpoint(config.url)
         self._key = os.environ.get(config.api_key_env, "").strip()
         if not all("!" <= character <= "~" for character in self._key):
@@ -170,26 +152,26 @@ class JudgeClient:
         """Set it to end all pauses and retries at once."""
 
     def grade(self, item: str, attempts: int = 0) -> Grade:
-        """The grade of an item (`slick.prompts.judge_item`).
+        """The grade of an item.
 
         Args:
-            item: question, gold answers and answer.
+            item: of the rubric, such as question, gold answers and answer.
             attempts: earlier replies that named no outcome.
 
         Raises:
             EngineError: the server cannot be reached, refuses the request or does not answer as expected.
         """
-        messages = [{"role": "user", "content": JUDGE_PREFIX + item + JUDGE_REQUEST}]
+        messages = [{"role": "user", "content": self._rubric.prefix + item + self._rubric.request}]
         while True:
             reply, attempts = self._complete(messages), attempts + 1
-            outcome = parse_reply(reply)
+            outcome = self._rubric.parse_reply(reply)
             if outcome != UNPARSABLE or attempts > self._config.max_retries:
                 return Grade(outcome, reply[:MAX_REPLY_CHARS], attempts)
             # The same prompt at temperature 0 would get the same reply.
             messages = [
                 messages[0],
                 {"role": "assistant", "content": reply[:MAX_REPLY_CHARS] or "(no reply)"},
-                {"role": "user", "content": JUDGE_REQUEST.strip()},
+                {"role": "user", "content": self._rubric.request.strip()},
             ]
 
     def _complete(self, messages: Sequence[Mapping[str, str]]) -> str:

@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from slick.annotation.judge_client import Grade, JudgeClient, JudgeConfig
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
+from slick.annotation.rubrics import ANSWER_RUBRIC, Rubric
 from slick.annotation.set_aside import find_too_long, max_prompt_tokens, token_counter
 from slick.annotation.store import UNIT_SCHEMA
 from slick.annotation.worker import GPU_BATCH_FACTOR, AnswerSetSpec, WorkerConfig, run_worker_pool, with_engine
 from slick.errors import EngineError, ModelError
 from slick.formatting import ProgressReporter, format_percent
 from slick.inference.base import DEFAULT_ENGINE, EngineConfig, SamplingConfig
-from slick.prompts import JUDGE_CHOICES, JUDGE_PREFIX, judge_item, judge_suffix
 from slick.storage import Folder
 from slick.study_files import JUDGEMENT_SCHEMA, UNPARSABLE
 
@@ -40,11 +40,11 @@ _FIRST_GRADES = 50
 
 
 class Item(NamedTuple):
-    """A distinct question, gold answers and answer to grade."""
+    """A text that the judge decides about, such as a question, gold answers and an answer."""
 
     key: str
     text: str
-    """See `slick.prompts.judge_item`."""
+    """See `slick.annotation.rubrics`."""
     attempts: int
     """Earlier replies that named no outcome."""
 
@@ -77,18 +77,45 @@ class _GradeWriter:
         self._written_at = time.monotonic()
 
 
-def grade_by_server(
-    folder: Folder, pending: Sequence[Item], config: "AnnotateConfig", progress: ProgressReporter
+def grade(
+    folder: Folder,
+    pending: Sequence[Item],
+    config: "AnnotateConfig",
+    progress: ProgressReporter,
+    rubric: Rubric = ANSWER_RUBRIC,
 ) -> None:
-    """Ask the server for grades."""
+    """Let the judge of the settings decide about items, and store its decisions.
+
+    Args:
+        folder: gets the folder `judgements`.
+        pending: items without a decision.
+        config: the judge, and the sizes of batches and the pool.
+        progress: counts the items.
+        rubric: what is decided.
+
+    Raises:
+        EngineError: the judge fails. All decisions until then are stored.
+        ModelError: the local judge cannot be used.
+    """
+    (grade_by_server if config.judge.url else grade_by_model)(folder, pending, config, progress, rubric)
+
+
+def grade_by_server(
+    folder: Folder,
+    pending: Sequence[Item],
+    config: "AnnotateConfig",
+    progress: ProgressReporter,
+    rubric: Rubric = ANSWER_RUBRIC,
+) -> None:
+    """Ask the server; see `grade`."""
     stored = folder.child(JUDGE_FOLDER)
-    writer, client, earlier = _GradeWriter(stored), JudgeClient(config.judge), progress.done
+    writer, client, earlier = _GradeWriter(stored), JudgeClient(config.judge, rubric), progress.done
     try:
         _ask_server(client, pending, config.judge, writer, progress)
     except EngineError as error:
+        num = f"{earlier + writer.num_written:,} of {earlier + len(pending):,} {rubric.name}"
         raise EngineError(
-            f"{error}. {earlier + writer.num_written:,} of {earlier + len(pending):,} answers are graded and stored in "
-            f"{stored}; the same command grades the rest"
+            f"{error}. {num} are graded and stored in {stored}; the same command grades the rest"
         ) from None
 
 
@@ -132,25 +159,29 @@ def _check_first_grades(num_by_outcome: Counter[str]) -> None:
     """
     if num_by_outcome.total() >= _FIRST_GRADES and num_by_outcome[UNPARSABLE] == num_by_outcome.total():
         raise EngineError(
-            f"none of the judge's first {num_by_outcome.total()} replies is A, B or C (see the column reply of the "
+            f"none of the judge's first {num_by_outcome.total()} replies names an outcome (see the column reply of the "
             "stored grades); use another model, or raise --judge.max-new-tokens if it reasons before it replies"
         )
 
 
 def grade_by_model(
-    folder: Folder, pending: Sequence[Item], config: "AnnotateConfig", progress: ProgressReporter
+    folder: Folder,
+    pending: Sequence[Item],
+    config: "AnnotateConfig",
+    progress: ProgressReporter,
+    rubric: Rubric = ANSWER_RUBRIC,
 ) -> None:
-    """Grade with a local model in the pool of actors. Items that exceed its context are unparsable."""
+    """Grade with a local model in the pool of actors; see `grade`. Items that exceed its context are unparsable."""
     stored = folder.child(JUDGE_FOLDER)
     table = pa.table(
         {
             "question_id": [item.key for item in pending],
             **{name: [_RELATION] * len(pending) for name in ("relation", "domain", "split", PROMPT_GROUP)},
-            SUFFIX: [judge_suffix(item.text) for item in pending],
+            SUFFIX: [rubric.suffix(item.text) for item in pending],
             "answers": pa.array([[]] * len(pending), pa.list_(pa.string())),
         }
     )
-    worker_config, too_long = _local_judge(folder, table, config)
+    worker_config, too_long = _local_judge(folder, table, config, rubric)
     if too_long:
         writer = _GradeWriter(stored)
         for item in pending:
@@ -158,7 +189,7 @@ def grade_by_model(
                 writer.add(item, Grade(UNPARSABLE, "the prompt exceeds the judge's context", 1))
         writer.flush()
         progress.add(writer.num_written)
-        _LOG.info("judge: %s answers exceed the judge's context and have no outcome", f"{writer.num_written:,}")
+        _LOG.info("judge: %s %s exceed the judge's context and have no outcome", f"{writer.num_written:,}", rubric.name)
     keys = table["question_id"].to_pylist()
     kept = table.take([row for row, key in enumerate(keys) if key not in too_long])
     if not kept.num_rows:
@@ -187,7 +218,9 @@ def _make_unit(number: int, part: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([row], schema=UNIT_SCHEMA)
 
 
-def _local_judge(folder: Folder, table: pa.Table, config: "AnnotateConfig") -> tuple[WorkerConfig, set[str]]:
+def _local_judge(
+    folder: Folder, table: pa.Table, config: "AnnotateConfig", rubric: Rubric
+) -> tuple[WorkerConfig, set[str]]:
     """The configuration of the actors, and the keys of items that exceed the judge's context.
 
     Raises:
@@ -196,21 +229,22 @@ def _local_judge(folder: Folder, table: pa.Table, config: "AnnotateConfig") -> t
     from slick.models import context_length
 
     model, trust = config.judge.model, config.judge.trust_remote_code
-    longest_choice = max(len(f" {choice}".encode()) for choice in JUDGE_CHOICES)
+    longest_choice = max(len(f" {choice}".encode()) for choice in rubric.choices)
     spec = AnswerSetSpec(
-        prefixes={_RELATION: [JUDGE_PREFIX]},
+        prefixes={_RELATION: [rubric.prefix]},
         sampling=SamplingConfig(num_samples=0, max_new_tokens=longest_choice),
         kind="judge",
+        rubric=rubric.name,
     )
     context, count_tokens = (
         context_length(model, trust_remote_code=trust),
         token_counter(model, trust_remote_code=trust),
     )
-    (num_tokens,) = count_tokens([JUDGE_PREFIX + judge_suffix(judge_item("", [], ""))])
+    (num_tokens,) = count_tokens([rubric.prefix + rubric.suffix("")])
     if num_tokens + longest_choice > context:
         raise ModelError(
             f"--judge.model {model} has a context of {context:,} tokens, but the instructions of the judge need "
-            f"{num_tokens + longest_choice:,} without any answer; use a model with a longer context"
+            f"{num_tokens + longest_choice:,} without any of the {rubric.name}; use a model with a longer context"
         )
     too_long = find_too_long(table, spec, context, count_tokens)
     max_tokens = min(context, max_prompt_tokens(table, spec))

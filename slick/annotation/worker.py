@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from slick import errors
+from slick.annotation.rubrics import ANSWER_RUBRIC, RUBRICS, Rubric
 from slick.annotation.store import (
     COST_FIELDS,
     QuestionBatch,
@@ -42,9 +43,9 @@ from slick.inference.base import (
 )
 from slick.matching import AnswerMatcher, make_matcher, nfc
 from slick.precision import Runtime
-from slick.prompts import JUDGE_CHOICES, P_TRUE_CHOICES, judge_suffix, p_true_row
+from slick.prompts import P_TRUE_CHOICES, p_true_row
 from slick.storage import Folder
-from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, JUDGE_OUTCOMES, JUDGEMENT_SCHEMA, P_TRUE_SCHEMA
+from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, JUDGEMENT_SCHEMA, P_TRUE_SCHEMA
 from slick.types import categories
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ class AnswerSetSpec:
     sampling: SamplingConfig
     kind: AnswerKind = "answers"
     """`answers` generates them; `gold` scores the gold answer; `p_true` scores whether the model calls it correct;
-    `judge` grades the items that take the place of questions, see `slick.prompts.judge_item`."""
+    `judge` decides about the items that take the place of questions."""
+    rubric: str = ANSWER_RUBRIC.name
+    """With `judge`: the name of the rubric, see `slick.annotation.rubrics`."""
     style: PromptStyle = field(default_factory=PromptStyle)
     """How prompts become tokens, and where answers end."""
 
@@ -190,7 +193,8 @@ class AnnotationWorker:
             choices = engine.log_probabilities(batch, P_TRUE_CHOICES)
             return [p_true_row(i, *values) for i, values in zip(batch.question_ids, choices, strict=True)]
         if store.kind == "judge":
-            return _judgement_rows(batch, engine.log_probabilities(batch, JUDGE_CHOICES))
+            rubric = RUBRICS[store.rubric]
+            return _judgement_rows(rubric, batch, engine.log_probabilities(batch, rubric.choices))
         if store.kind == "gold":
             scores = engine.score(batch, [nfc(answers[0]) for answers in gold], store.sampling)
             return [_gold_row(i, values) for i, values in zip(batch.question_ids, scores, strict=True)]
@@ -264,15 +268,15 @@ def _gold_row(question_id: str, scores: Sequence[GoldScore]) -> dict[str, Any]:
     }
 
 
-def _judgement_rows(batch: PromptBatch, log_probabilities: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+def _judgement_rows(
+    rubric: Rubric, batch: PromptBatch, log_probabilities: Sequence[Sequence[float]]
+) -> list[dict[str, Any]]:
     """The most likely outcome of each item; the key takes the place of the question_id."""
     rows = []
     for key, suffix, values in zip(batch.question_ids, batch.suffixes, log_probabilities, strict=True):
         best = int(np.argmax(values))
-        item = suffix.removesuffix(judge_suffix(""))
-        rows.append(
-            {"key": key, "outcome": JUDGE_OUTCOMES[best], "reply": JUDGE_CHOICES[best], "item": item, "attempts": 1}
-        )
+        decision = {"outcome": rubric.outcomes[best], "reply": rubric.choices[best]}
+        rows.append({"key": key, "item": suffix.removesuffix(rubric.suffix("")), "attempts": 1} | decision)
     return rows
 
 

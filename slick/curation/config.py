@@ -70,6 +70,8 @@ class CurateConfig:
         default_factory=JudgeConfig, metadata=affects("result", when=lambda settings: settings.get("matcher") == JUDGE)
     )
     """The language model that grades answers, with the matcher `judge`."""
+    judge_rows: bool = setting(True, "result", when=lambda settings: settings.get("matcher") == JUDGE)
+    """With the matcher `judge`: the judge first decides which prompts ask for a fact; other rows are not asked."""
     max_new_tokens: int | None = setting(None, minimum=1)
     """Maximum tokens of an answer; by default enough for the longest target."""
     unknown: Action = setting("keep", "nothing")

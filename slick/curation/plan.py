@@ -54,8 +54,17 @@ class CurationPlan:
     """One sentence for each automatic choice, with its reason."""
 
 
-def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
+RowFilter = Callable[[Sequence[Decision]], list[Decision]]
+"""The decisions, with further candidates skipped."""
+
+
+def plan_curation(data: DataFile, config: CurateConfig, judge_rows: RowFilter | None = None) -> CurationPlan:
     """Read the rows and decide which become questions; writes nothing.
+
+    Args:
+        data: the rows.
+        config: the settings.
+        judge_rows: skips the rows that ask for no fact by the judge; None: the judge is not asked.
 
     Raises:
         DataError: the file is damaged or of no known format, or no row can become a question.
@@ -73,6 +82,7 @@ def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
     )
     matcher, matcher_reason = choose_matcher(candidates_of(decisions), config, is_chat=tokenizer is not None)
     decisions = skip_long_targets(decisions, matcher, config)
+    decisions = judge_rows(decisions) if judge_rows else decisions
     answer_end = _answer_end(decisions) if tokenizer else "line"
     decisions = _without_refused(decisions, tokenizer, answer_end, config)
     if matcher == LONG_MATCHER:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 
 from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_store
+from slick.annotation.judge_client import JudgeConfig
+from slick.annotation.labels import RescoreConfig, rescore
 from slick.annotation.step import annotate
 from slick.annotation.store import part_cost
 from slick.curation.forecast import StudyPrompts, study_prompts
@@ -24,7 +26,7 @@ from slick.matching import JUDGE
 from slick.rng import row_key
 from slick.storage import Folder
 from slick.study import complete_step
-from slick.study_files import read_answer_part
+from slick.study_files import JUDGE_OUTCOMES, read_answer_part
 from slick.types import Question
 
 PROBE_FOLDER = ".probe"
@@ -45,6 +47,16 @@ class BatchTime:
     """Of one actor."""
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeTime:
+    """The time of the judge for the answers of the probe."""
+
+    num: int
+    """Distinct answers that it graded."""
+    seconds: float
+    """Including its start and its check."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """Measured times, and those of the full run."""
@@ -60,6 +72,8 @@ class Probe:
     """Of the full run if all batches were as fast as the faster ones of the probe."""
     high: float
     """As the slower ones."""
+    judge: JudgeTime | None = None
+    """With the matcher `judge`."""
 
 
 def run_probe(plan: CurationPlan, num: int, study: Folder | None = None) -> Probe:
@@ -87,7 +101,7 @@ def run_probe(plan: CurationPlan, num: int, study: Folder | None = None) -> Prob
     ]
     started_at = time.monotonic()
     with temporary_folder(study) as folder:
-        batches = _measure(folder, plan, prompts, {i for ids in chosen for i in ids})
+        batches, judge = _measure(folder, plan, prompts, {i for ids in chosen for i in ids})
     wall = time.monotonic() - started_at
     timed = [[batch for ids_of_batch, batch in batches if ids_of_batch <= set(ids)] for ids in chosen]
     totals = [len(ids) for ids in strata]
@@ -95,6 +109,7 @@ def run_probe(plan: CurationPlan, num: int, study: Folder | None = None) -> Prob
         num_questions=prompts.questions.num_rows,
         batches=[batch for _, batch in batches],
         wall_seconds=wall,
+        judge=judge,
         **dict(zip(("seconds", "low", "high"), extrapolate(totals, timed), strict=True)),
     )
 
@@ -148,8 +163,8 @@ def temporary_folder(study: Folder | None) -> Iterator[Folder]:
 
 def _measure(
     folder: Folder, plan: CurationPlan, prompts: StudyPrompts, chosen: set[str]
-) -> list[tuple[set[str], BatchTime]]:
-    """Annotate the chosen questions; the question_ids and the time of each batch."""
+) -> tuple[list[tuple[set[str], BatchTime]], JudgeTime | None]:
+    """Annotate the chosen questions; the question_ids and the time of each batch, and the time of the judge."""
     questions = [_annotated(question) for question in plan.questions if question.question_id in chosen]
     relations = {question.relation for question in questions}
     exemplars = {name: sets for name, sets in prompts.exemplars.items() if name in relations}
@@ -171,13 +186,24 @@ def _measure(
         p_true=False,
         max_set_aside_share=1.0,
     )
-    annotate(folder, annotation)
+    is_judged = annotation.matcher == JUDGE
+    annotate(folder, replace(annotation, matcher="exact", judge=JudgeConfig()) if is_judged else annotation)
     store = folder.child("annotate", main_store(annotation))
-    return [
+    batches = [
         (set(ids), BatchTime(len(ids), part_cost(store, name)["seconds"]))
         for name in store.names(".parquet")
         if (ids := read_answer_part(store, name, ["question_id"])["question_id"].to_pylist())
     ]
+    return batches, _time_judge(folder, annotation.judge) if is_judged else None
+
+
+def _time_judge(folder: Folder, judge: JudgeConfig) -> JudgeTime:
+    """Grade the stored answers."""
+    started_at = time.monotonic()
+    settings = replace(judge, max_unparsable_share=1.0)
+    counts = rescore(folder, RescoreConfig(matcher=JUDGE, judge=settings)).counts["judge"]["answers"]
+    num = sum(counts[outcome.replace(" ", "_")] for outcome in JUDGE_OUTCOMES)
+    return JudgeTime(num, time.monotonic() - started_at)
 
 
 def _annotated(question: Question) -> Question:
@@ -241,7 +267,14 @@ def probe_lines(plan: CurationPlan, probe: Probe, price: float = 0.0) -> Iterato
         prices = [_amount(price * value) for value in hours]
         yield f"Price: {prices[0]}{f' ({prices[1]} to {prices[2]})' if several else ''} at {price:g} an hour."
     others = [name for name in (REPEATS, CONTROLS) if getattr(plan.annotation, f"{name}_per_relation")]
-    if others := [*others, *(["grading by the judge"] if plan.annotation.matcher == JUDGE else [])]:
+    if probe.judge is not None:
+        scale = probe.num_questions / num
+        yield (
+            f"The judge graded {probe.judge.num:,} distinct answers in {format_duration(probe.judge.seconds)}, with "
+            f"its start; the whole file has about {scale * probe.judge.num:,.0f}, which take at most "
+            f"{format_duration(scale * probe.judge.seconds)} more."
+        )
+    if others:
         yield f"Not included: {', '.join(others)}."
     yield "The labels and answers of the probe are not kept."
 

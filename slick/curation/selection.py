@@ -7,7 +7,8 @@ relabelled or weighted. The rules, in this order:
 2. code: prompt or target has a code block;
 3. context given in the prompt: it has more than `--max-prompt-words` words, or contains the target;
 4. target too long for the matcher: more than `--max-target-words` words;
-5. the prompt format cannot express the row, such as a system message that the chat template refuses.
+5. the prompt asks for no fact by the decision of a judge, see `slick.curation.judged_rows`;
+6. the prompt format cannot express the row, such as a system message that the chat template refuses.
 """
 
 import re

@@ -19,12 +19,14 @@ from slick.curation.actions import RowLabel, count_claims, label_rows, new_colum
 from slick.curation.config import CurateConfig
 from slick.curation.data import DataFile, MemoryData
 from slick.curation.files import open_data
-from slick.curation.plan import CurationPlan, plan_curation
+from slick.curation.judged_rows import skip_other_rows
+from slick.curation.plan import CurationPlan, RowFilter, plan_curation
 from slick.curation.selection import Decision
 from slick.datasets.prepare import write_questions
 from slick.errors import SettingsError
 from slick.formatting import format_percent
 from slick.locks import exclusive_lock
+from slick.matching import JUDGE
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, complete_step, fingerprint, needs_work
 from slick.types import Category
@@ -130,11 +132,11 @@ class _Result:
 
 def _curate(study: Folder, data: DataFile, config: CurateConfig) -> _Result:
     started_at = time.monotonic()
-    plan = plan_curation(data, config)
+    folder = study.child(CURATE_FOLDER)
+    plan = plan_curation(data, config, _row_filter(folder, config))
     for note in plan.notes:
         _LOG.info("%s", note)
     questions = _write_questions(study, plan, config)
-    folder = study.child(CURATE_FOLDER)
     annotation = plan.annotation
     if plan.exemplars is not None:
         folder.write_json(EXEMPLARS_FILE, plan.exemplars)
@@ -154,6 +156,14 @@ def _curate(study: Folder, data: DataFile, config: CurateConfig) -> _Result:
         folder, "curate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
     )
     return _Result(manifest, plan, by_row)
+
+
+def _row_filter(folder: Folder, config: CurateConfig) -> RowFilter | None:
+    """The judge's decisions about rows, if there is a judge and the settings ask for them."""
+    if config.matcher != JUDGE or not config.judge_rows:
+        return None
+    settings = replace(config.annotate, matcher=JUDGE, judge=config.judge, model=config.model)
+    return lambda decisions: skip_other_rows(folder, decisions, settings)
 
 
 def _write_page(study: Folder, result: _Result, config: CurateConfig) -> None:

@@ -14,17 +14,17 @@ from slick.annotation import AnnotateConfig, RescoreConfig, annotate, judge_pool
 from slick.annotation.judge import JUDGE_FOLDER, grade_answers, judge_fingerprint
 from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.judge_pool import Item, grade_by_model
+from slick.annotation.rubrics import ANSWER_RUBRIC, answer_item
 from slick.annotation.worker import AnnotationWorker, WorkerConfig
 from slick.datasets import read_questions
 from slick.errors import ModelError
 from slick.formatting import ProgressReporter
 from slick.inference.base import DEFAULT_ENGINE, ENGINES, EngineConfig, PromptBatch, SamplingConfig
-from slick.prompts import JUDGE_CHOICES, JUDGE_PREFIX, judge_item, judge_suffix
 from slick.storage import Folder
 from slick.study_files import GENERATION_SCHEMA, JUDGE_OUTCOMES, UNPARSABLE, read_knowledge
 from tests.local.tiny import save_tiny_model, write_birthplace_questions
 
-ITEMS = [Item(f"key-{i}", judge_item(f"Where was Train A{i} born?", ["London"], f"answer {i}"), 0) for i in range(11)]
+ITEMS = [Item(f"key-{i}", answer_item(f"Where was Train A{i} born?", ["London"], f"answer {i}"), 0) for i in range(11)]
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +64,22 @@ def test_outcome_is_the_most_probable_choice(config: AnnotateConfig, in_process:
     rows = {row["key"]: row for row in folder.child(JUDGE_FOLDER).read_tables().to_pylist()}
     assert len(folder.child(JUDGE_FOLDER).names(".parquet")) == 3
     assert progress.done == len(rows) == len(ITEMS)
-    engine = ENGINES.get(DEFAULT_ENGINE).load(EngineConfig(model=config.judge.model, prefixes=(JUDGE_PREFIX,)))
+    engine = ENGINES.get(DEFAULT_ENGINE).load(EngineConfig(model=config.judge.model, prefixes=(ANSWER_RUBRIC.prefix,)))
     batch = PromptBatch(
-        prefixes=[JUDGE_PREFIX],
+        prefixes=[ANSWER_RUBRIC.prefix],
         question_ids=[item.key for item in ITEMS],
-        suffixes=[judge_suffix(item.text) for item in ITEMS],
+        suffixes=[ANSWER_RUBRIC.suffix(item.text) for item in ITEMS],
     )
-    for item, values in zip(ITEMS, engine.log_probabilities(batch, JUDGE_CHOICES), strict=True):
+    for item, values in zip(ITEMS, engine.log_probabilities(batch, ANSWER_RUBRIC.choices), strict=True):
         best = values.index(max(values))
         row = rows[item.key]
-        assert (row["outcome"], row["reply"]) == (JUDGE_OUTCOMES[best], JUDGE_CHOICES[best])
+        assert (row["outcome"], row["reply"]) == (JUDGE_OUTCOMES[best], ANSWER_RUBRIC.choices[best])
         assert (row["item"], row["attempts"]) == (item.text, 1)
 
 
 def test_answer_longer_than_the_context_is_unparsable(config: AnnotateConfig, in_process: None, tmp_path: Path) -> None:
     folder, progress = Folder(str(tmp_path)), ProgressReporter("judge", 2, "answers", quiet=True)
-    long = Item("long", judge_item("Where?", ["London"], "very " * 3000), 0)
+    long = Item("long", answer_item("Where?", ["London"], "very " * 3000), 0)
     grade_by_model(folder, [long, ITEMS[0]], config, progress)
     rows = {row["key"]: row for row in folder.child(JUDGE_FOLDER).read_tables().to_pylist()}
     assert rows["long"]["outcome"] == UNPARSABLE

@@ -13,6 +13,7 @@ from slick.annotation.judge_client import JudgeConfig
 from slick.curation.forecast import Forecast, forecast_lines
 from slick.curation.probe import (
     BatchTime,
+    JudgeTime,
     Probe,
     draw_questions,
     extrapolate,
@@ -115,8 +116,12 @@ def test_probe_prints_hours_and_price_with_a_range(curated: CuratedStudy) -> Non
     assert "a single batch: no range" in single
     assert "Price" not in single
     annotation = AnnotateConfig(matcher="judge", judge=JudgeConfig(model="grader"), repeats_per_relation=4)
-    judged = "\n".join(probe_lines(replace(curated.plan, annotation=annotation), probe))
-    assert "Not included: repeats, grading by the judge." in judged
+    judged = "\n".join(
+        probe_lines(replace(curated.plan, annotation=annotation), replace(probe, judge=JudgeTime(20, 5.0)))
+    )
+    assert "The judge graded 20 distinct answers in 5 s, with its start" in judged
+    assert "the whole file has about 2,880, which take at most 12 min 0 s more." in judged
+    assert "Not included: repeats." in judged
 
 
 def test_probe_needs_rows(curated: CuratedStudy) -> None:
