@@ -29,7 +29,7 @@ from tuning.run_status import (
 )
 
 STUDY_STEPS = ("world", "questions", "annotate", "variants", "sweep", "report")
-P_TRUE = "P(True)"
+P_TRUE, CURATE = "P(True)", "curate"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"  {step:<10} {describe_step(study, step)}")
         if step == "annotate" and (p_true_state := describe_p_true(study)):
             print(f"  {P_TRUE:<10} {p_true_state}")
+        if step == "annotate" and study.child(CURATE).exists():
+            print(f"  {CURATE:<10} {describe_step(study, CURATE)}")
         if step == "sweep" and _is_in_progress(study, step):
             print("".join(f"  {line}\n" for line in status_table(sweep_run_statuses(study))), end="")
     if left := "; ".join(experiments_left(study)):
@@ -145,7 +147,8 @@ def experiments_left(study: Folder) -> Iterator[str]:
 
 def _is_in_progress(study: Folder, step: str) -> bool:
     folder = study.child(step)
-    return read_manifest(folder) is None and (folder.exists(STARTED) or folder.exists(PLANNED_FILE))
+    is_begun = folder.exists(STARTED) or folder.exists(PLANNED_FILE) or (step == CURATE and folder.exists())
+    return read_manifest(folder) is None and is_begun
 
 
 def _progress_text(study: Folder, step: str) -> str:
@@ -154,6 +157,8 @@ def _progress_text(study: Folder, step: str) -> str:
         return f", {_count_rows(study.child('questions')):,} questions"
     if step == "annotate":
         return _annotation_progress(study)
+    if step == CURATE:
+        return _curation_progress(study)
     if step == "variants":
         return f", {len(study.child('variants').names('.parquet'))} variants"
     if step == "sweep":
@@ -170,10 +175,27 @@ def _annotation_progress(study: Folder) -> str:
     from slick.annotation.step import MAIN_ANSWERS, annotation_progress
 
     labels = {MAIN_ANSWERS: "questions answered", "repeats": "repeated", "controls": "about fictional subjects"}
-    return "".join(
+    text = "".join(
         f", {progress.num:,} of {progress.expected:,} {labels[store]}{_set_aside_note(progress.set_aside)}"
         for store, progress in annotation_progress(study).items()
     )
+    num_graded = _count_decisions(study.child("annotate"))
+    return f"{text}, {num_graded:,} answers graded by the judge" if num_graded else text
+
+
+def _count_decisions(folder: Folder) -> int:
+    from slick.annotation.judge_pool import JUDGE_FOLDER
+
+    return _count_rows(folder.child(JUDGE_FOLDER))
+
+
+def _curation_progress(study: Folder) -> str:
+    """Labelled rows of the file, once the step is finished; before, the decisions of the judge."""
+    folder = study.child(CURATE)
+    if (manifest := read_manifest(folder)) is not None:
+        return f", {manifest.counts['asked']:,} of {manifest.counts['rows']:,} rows labelled"
+    num = _count_decisions(folder)
+    return f", {num:,} prompts judged" if num else ""
 
 
 def _set_aside_note(num: int) -> str:

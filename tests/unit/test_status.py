@@ -13,11 +13,15 @@ from jobs.status import describe_step, main, sweep_run_statuses
 from jobs.study import resolve
 from slick.annotation import AnnotateConfig
 from slick.annotation.config import PTrueScope
+from slick.annotation.judge_pool import JUDGE_FOLDER
 from slick.annotation.p_true import p_true_settings
 from slick.storage import Folder
 from slick.study import STEP_FOLDERS, Manifest, begin_step, settings_to_json
+from slick.study_files import JUDGEMENT_SCHEMA
+from slick.types import Category
 from slick.variants import VariantsConfig
-from tests.study_builder import AnsweredQuestion, write_questions
+from tests.study_builder import AnsweredQuestion, finish_step, write_questions
+from tests.unit.curated_study import CODE_ROW, fact, write_curated_study
 from tuning.config import TrainConfig
 from tuning.grid import Trajectory
 from tuning.progress_table import TrialTracker
@@ -296,3 +300,18 @@ def test_status_counts_graded_answers(annotating: Folder) -> None:
         assert describe_step(annotating, "report") == f"done in 1 s{expected}"
     tables.write_bytes("error_audit.csv", b"nonsense")
     assert describe_step(annotating, "report") == "done in 1 s, error_audit.csv cannot be read"
+
+
+def test_status_of_a_curation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write_curated_study(tmp_path, [fact(1), fact(2), CODE_ROW], [Category.UNKNOWN] * 2).study
+    main(["--out", study.uri])
+    assert "curate" not in capsys.readouterr().out, "it is no step of other studies"
+    rows = [{"key": str(i), "outcome": "fact", "reply": "A", "item": "", "attempts": 1} for i in range(3)]
+    table = pa.Table.from_pylist(rows, schema=JUDGEMENT_SCHEMA)
+    study.child("curate", JUDGE_FOLDER).write_table("part-000000.parquet", table)
+    assert describe_step(study, "curate") == "begun, not finished, 3 prompts judged"
+    finish_step(study.child("curate"), "curate", counts={"asked": 2, "rows": 3})
+    main(["--out", study.uri])
+    assert ", 2 of 3 rows labelled" in capsys.readouterr().out
+    study.child("annotate", JUDGE_FOLDER).write_table("part-000000.parquet", table)
+    assert "3 answers graded by the judge" in describe_step(study, "annotate")
