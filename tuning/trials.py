@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from slick import compat
-from slick.errors import SettingsError, SlickError
+from slick.errors import ClusterError, SettingsError, SlickError, wrap_library_errors
 from slick.storage import Folder
 from tuning.axes import Axis, SettingOverrides, changed_settings, parse_axis
 from tuning.config import TrainConfig
@@ -97,6 +97,7 @@ _TUNE_FOLDER = "tune"
 """Name of Tune's folder."""
 _FATAL_ERROR_METRIC = "fatal_error"
 """Metric of a trial: the message of an error that the user has to fix."""
+_RESUME = "finished epochs are kept, and the same command resumes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,7 @@ def run_trials(study: Folder, tracker: TrialTracker, settings: TrialSettings, st
 
     Raises:
         SlickError: a trial failed before it had an index.
+        ClusterError: Tune itself failed, for example because Ray killed one of its processes for lack of memory.
     """
     import os
 
@@ -137,13 +139,14 @@ def run_trials(study: Folder, tracker: TrialTracker, settings: TrialSettings, st
     compat.hide_aws_keys_from_trials()
     # Tune writes pickles and reads some of them back, so its folder is private to this process and not in the study.
     with tempfile.TemporaryDirectory(prefix="slick-tune-") as private:
-        try:
-            results = _tuner(study, tracker, settings, storage, private).fit()
-        except Exception as error:
-            user_error = find_user_error(error)
-            if user_error is None:
-                raise
-            raise user_error from error
+        with wrap_library_errors("Ray Tune ended the sweep", ClusterError, lambda _: _RESUME):
+            try:
+                results = _tuner(study, tracker, settings, storage, private).fit()
+            except Exception as error:
+                user_error = find_user_error(error)
+                if user_error is None:
+                    raise
+                raise user_error from error
         if settings.keep_files:
             Folder(storage).child(_TUNE_FOLDER).add(f"{private}/{_TUNE_FOLDER}")
     errors: dict[int, str] = {}

@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
@@ -11,9 +12,11 @@ from ray.train.v2._internal.execution.failure_handling.failure_policy import Fai
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs.common import run_main
-from slick.errors import StudyError
+from slick.errors import ClusterError, StudyError
 from slick.storage import Folder
 from tests.conftest import SmallDisk
+from tuning import trials
+from tuning.progress_table import TrialTracker
 from tuning.ray_trainer import find_user_error, progress_failure_policy
 from tuning.trainable import _upload
 
@@ -65,3 +68,17 @@ def test_full_disk_in_a_step_is_one_message(capsys: pytest.CaptureFixture[str]) 
         run_main(main, [])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.strip().startswith("slick: /data/study cannot be written: No space left")
+
+
+def test_error_of_ray_tune_itself_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailingTuner:
+        def fit(self) -> None:
+            pa.schema("no fields")  # a library raises, as Tune does when Ray kills its processes for lack of memory
+
+    monkeypatch.setattr(trials, "_tuner", lambda *_: FailingTuner())
+    settings = trials.TrialSettings(
+        gpus_per_worker=0, concurrent=1, scheduler="none", max_epochs=1, retries=0, keep_files=False
+    )
+    message = r"Ray Tune ended the sweep: TypeError: .*; finished epochs are kept, and the same command resumes"
+    with pytest.raises(ClusterError, match=message):
+        trials.run_trials(Folder(str(tmp_path)), TrialTracker([]), settings, str(tmp_path))
