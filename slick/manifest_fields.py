@@ -111,6 +111,8 @@ class RunCounts(TypedDict, total=False):
     evaluation_seconds: float | None
     train_rows: int
     evaluated_rows: int
+    rows_evaluated_now: int | None
+    epochs_without_test_rows: list[int]
     num_workers: int
     device: str
     dtype: str

@@ -1,8 +1,9 @@
 """Settings of one fine-tuning, and their DeepSpeed configuration. No heavy imports: `--help` reads this module."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from slick.errors import SettingsError
 from slick.matching import MATCHERS, make_matcher
@@ -16,6 +17,10 @@ BUCKET_SIZE = 50_000_000
 """Elements per communication bucket."""
 MAX_LIVE_PARAMETERS = 1_000_000_000
 """Gathered parameters that a worker keeps at a time under ZeRO stage 3; DeepSpeed's default."""
+
+
+def _evaluates_needed(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("evaluate", "all") == "needed")
 
 
 @register_settings("finetune")
@@ -34,7 +39,7 @@ class TrainConfig:
     model: str = setting("", "content")
     """Hugging Face id or folder of the base model; empty for the model of the study's own world."""
     epochs: int = setting(50, "length", minimum=1)
-    """Passes over the variant; the model is evaluated after each."""
+    """Passes over the variant; the model is evaluated after each (see `evaluate`)."""
     learning_rate: float = setting(1e-5, "result", minimum=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = setting("constant", "result")
@@ -88,6 +93,13 @@ class TrainConfig:
     loss_of_all: bool = False
     """Compute the loss of dev, test and ood targets too, not only of train targets: one more forward pass over them,
     after which correct ones need no generation."""
+    evaluate: Literal["all", "needed"] = setting("all", "evaluations", "cost", when=_evaluates_needed)
+    """`all`: evaluate all rows after every epoch. `needed`: test and out-of-distribution rows only after epochs that
+    budgets and stopping policies select, each new best dev epoch, the last epoch, and every `evaluate_stride`-th. The
+    weights and the stored results are the same; sections of the report that need every epoch say so."""
+    evaluate_stride: int = setting(5, "evaluations", "cost", when=_evaluates_needed, minimum=0)
+    """With `evaluate` needed: evaluate all rows after every epoch that is a multiple of this, for the linear model of
+    test accuracy; 0: after no further epochs."""
     keep_checkpoints: Literal["both", "best", "last", "none"] = setting("both", "result")
     """Checkpoints to keep in the run's folder: of the best dev epoch, of the last epoch."""
     zero_stage: int = setting(0, "cost", minimum=0, maximum=3)

@@ -12,7 +12,7 @@ is reserved for the system.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -334,14 +334,24 @@ def read_throughput(study: Folder) -> Throughput:
         parameters=shape_from_config(config, model.name).parameters,
         answers_per_question=answers / int(annotated.count("questions")),
         answers_per_second=answers / seconds,
-        train_rows_per_second=_rows_per_second(timed, "train_rows", "training_seconds"),
-        eval_rows_per_second=_rows_per_second(timed, "evaluated_rows", "evaluation_seconds"),
+        train_rows_per_second=_rows_per_second(timed, _rows_trained, "training_seconds"),
+        eval_rows_per_second=_rows_per_second(timed, _rows_evaluated, "evaluation_seconds"),
     )
 
 
-def _rows_per_second(runs: list[Manifest], rows: str, seconds: str) -> float | None:
+def _rows_trained(run: Manifest) -> int:
+    return int(run.count("train_rows")) * int(run.count("epochs_now"))
+
+
+def _rows_evaluated(run: Manifest) -> int:
+    """Rows evaluated after the epochs of a run; manifests of earlier versions have those of one epoch."""
+    counted = run.counts.get("rows_evaluated_now")
+    return int(run.count("evaluated_rows")) * int(run.count("epochs_now")) if counted is None else int(counted)
+
+
+def _rows_per_second(runs: list[Manifest], count_rows: Callable[[Manifest], int], seconds: str) -> float | None:
     """Rows per second of one worker, over all runs."""
-    num_rows = sum(int(run.count(rows)) * int(run.count("epochs_now")) for run in runs)
+    num_rows = sum(map(count_rows, runs))
     worker_seconds = sum(float(run.count(seconds)) * int(run.count("num_workers")) for run in runs)
     return num_rows / worker_seconds if num_rows and worker_seconds else None
 

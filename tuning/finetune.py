@@ -1,7 +1,7 @@
 """The finetune step: one fine-tuning, or the trainings of one trial of a sweep, in a worker group."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -53,7 +53,9 @@ def finetune(study: FolderLike, config: TrainConfig) -> Manifest:
 def _finetune(study: Folder, name: str, config: TrainConfig) -> Manifest:
     config = resolve_precision(study, config, [name])
     plans = plan_runs(study, {name: config})
-    if plans:
+    if not plans:
+        log_missing_test_rows(study, {name: config})
+    else:
         check_plans(study, plans)
         gpus_per_worker = connect_and_check_resources(config)
         with scratch_folder(study, f"finetune-{name}") as storage, watch_progress(study, plans):
@@ -168,6 +170,28 @@ def scratch_folder(study: Folder, name: str, keep: bool = False) -> Iterator[str
         folder.delete()
 
 
+def log_missing_test_rows(study: Folder, configs: Mapping[str, TrainConfig]) -> None:
+    """Log which finished trainings, of those that should evaluate all rows after every epoch, did not always do so.
+
+    They were trained, or began, with `evaluate: needed`.
+    """
+    missing = {}
+    for name, config in configs.items():
+        epochs = require_manifest(run_folder(study, name), "finetune").counts.get("epochs_without_test_rows")
+        if epochs and config.evaluate == "all":
+            missing[name] = epochs
+    if missing:
+        most = max(missing, key=lambda name: len(missing[name]))
+        _LOG.warning(
+            "finetune: %d of %d trainings have no test rows after some epochs, which were trained with evaluate needed "
+            "(most: %s, %d epochs); to evaluate all of them, delete the folder of the run and train it again",
+            len(missing),
+            len(configs),
+            most,
+            len(missing[most]),
+        )
+
+
 def log_training_summary(study: Folder, plans: Sequence[RunPlan]) -> None:
     """Log caveats for the results: training sets not fully fitted, rows left out, dropout without effect."""
     counts = {plan.run_id: require_manifest(run_folder(study, plan.run_id), "finetune").counts for plan in plans}
@@ -199,6 +223,7 @@ def log_training_summary(study: Folder, plans: Sequence[RunPlan]) -> None:
             run_folder(study, most),
             SET_ASIDE_FILE,
         )
+    log_missing_test_rows(study, {plan.run_id: plan.config for plan in plans})
     no_dropout = [plan.run_id for plan in plans if plan.config.dropout and counts[plan.run_id].get("dropouts") == []]
     if no_dropout:
         _LOG.info("finetune: the model has no dropout layers, so --dropout had no effect on %s", ", ".join(no_dropout))

@@ -294,6 +294,11 @@ class SweepConfig:
                 f"scheduler {self.scheduler} compares single trainings and stops them itself; it needs "
                 "--trajectories-per-trial 1 and --stop full"
             )
+        if self.scheduler != "none" and self.train.evaluate == "needed":
+            raise SettingsError(
+                f"scheduler {self.scheduler} stops trainings at epochs that are not known in advance, so with evaluate "
+                "needed their last epoch would have no test rows; give --train.evaluate all, or --scheduler none"
+            )
         if self.search == "optuna":
             self._check_search()
         for trajectory in self.trajectories:
@@ -340,8 +345,11 @@ class SweepConfig:
     @property
     def stop_policies(self) -> tuple[tuple[str, int], ...]:
         """Policies and budgets that end a live training once all are decided; empty for full trainings."""
-        if self.stop == "full":
-            return ()
+        return self.point_policies if self.stop == "live" else ()
+
+    @property
+    def point_policies(self) -> tuple[tuple[str, int], ...]:
+        """Policies and budgets of the grid's points."""
         policies = [parse_policy(text) for text in self.grid.policies]
         cells = [
             (policy.at(budget), budget)

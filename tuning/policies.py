@@ -8,6 +8,10 @@ A policy is a function `(AccuracyCurve, *settings) -> StopDecision` that registe
 decision must depend only on the first `cost_epochs` epochs: `Policy.decided_epoch` relies on this to detect that a
 running training can no longer change it. A policy that needs an accuracy which the curve lacks raises `SettingsError`.
 
+With the training setting `evaluate: needed`, the test rows are evaluated after an epoch if a policy selects it from the
+curve up to that epoch (`Policy.provisional_epoch`). A policy that selects an epoch only later, such as the one before
+the best, needs `evaluate: all`; otherwise the sweep ends with a message about the missing test rows.
+
 Other distributions add policies by entry points (see `slick.registry`).
 """
 
@@ -136,6 +140,16 @@ class Policy:
         decision = _decide(self, curve, max_epochs)
         return None if decision is None else decision.stop_epoch
 
+    def provisional_epoch(self, curve: AccuracyCurve, max_epochs: int) -> int:
+        """The stopping epoch if the last accuracies of the curve were repeated up to the budget.
+
+        The arguments and errors are those of `decided_epoch`.
+
+        >>> parse_policy("best_dev").provisional_epoch(AccuracyCurve(dev_accuracy=(0.2, 0.4, 0.3)), 50)
+        2
+        """
+        return _decide_extended(self, curve, max_epochs).stop_epoch
+
 
 def parse_policy(text: str) -> Policy:
     """Read `fixed`, `fixed(5)`, `best_dev`, `dev_highlyknown`, `patience(3)`, `patience(3,0.01)`, `unknown_fit(0.2)`.
@@ -199,10 +213,14 @@ def stop_epoch(policy: Policy, curve: AccuracyCurve, budget: int | None = None) 
 
 def _decide(policy: Policy, curve: AccuracyCurve, budget: int) -> StopDecision | None:
     """The decision if the epochs so far suffice: then the repeated values of `extend_to` cannot change it."""
-    num_epochs = min(curve.num_epochs, budget)
-    extended = curve.truncate_to(num_epochs).extend_to(budget)
-    decision = stopping_policies.get(policy.name)(extended, *policy.settings)
-    return decision if decision.cost_epochs <= num_epochs else None
+    decision = _decide_extended(policy, curve, budget)
+    return decision if decision.cost_epochs <= min(curve.num_epochs, budget) else None
+
+
+def _decide_extended(policy: Policy, curve: AccuracyCurve, budget: int) -> StopDecision:
+    """The decision for the epochs so far, with their last values repeated up to the budget."""
+    extended = curve.truncate_to(min(curve.num_epochs, budget)).extend_to(budget)
+    return stopping_policies.get(policy.name)(extended, *policy.settings)
 
 
 def _parameters(name: str) -> list[inspect.Parameter]:

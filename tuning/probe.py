@@ -66,7 +66,13 @@ def plan_sweep(study: Folder, config: SweepConfig) -> None:
     config = resolve_sweep_precision(study, config)
     runs = config.trajectories
     configs = {run.run_id: run.config(config.train) for run in runs}
-    plans = plan_runs(study, configs, config.stop_policies, accept_early_stopped=config.scheduler != "none")
+    plans = plan_runs(
+        study,
+        configs,
+        config.stop_policies,
+        point_policies=config.point_policies,
+        accept_early_stopped=config.scheduler != "none",
+    )
     if config.search == "grid":
         summary = grid_summary(config.grid, config.train, shared=not config.independent_reason)
     else:
@@ -104,7 +110,8 @@ def plan_sweep(study: Folder, config: SweepConfig) -> None:
 
 def estimate_run_seconds(plan: RunPlan, timing: RowTiming) -> float:
     """Seconds that a training takes a worker group, without the start of the group."""
-    return plan.remaining_epochs * (plan.num_train_rows * timing.train_s + plan.num_eval_rows * timing.eval_s)
+    train_s = plan.remaining_epochs * plan.num_train_rows * timing.train_s
+    return train_s + plan.remaining_eval_rows * timing.eval_s
 
 
 def measure_timings(study: Folder, plans: Sequence[RunPlan]) -> dict[CostClass, RowTiming]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from slick.errors import StudyError
 from slick.precision import merge_runtimes
@@ -25,6 +26,7 @@ from slick.study_files import (
 )
 from slick.types import ALL_CATEGORIES, Category
 from tuning.data import SPLITS, QuestionRow
+from tuning.evaluation_epochs import epochs_without_test_rows
 from tuning.runs import EpochAccuracies, RunPlan, read_accuracies, read_runtimes, run_folder
 
 SET_ASIDE_FILE: Final = "set_aside.parquet"
@@ -125,9 +127,13 @@ def predictions_table(rows: Sequence[QuestionRow], predictions: Sequence[Predict
 def rows_table(predictions: Sequence[pa.Table]) -> pa.Table:
     """The table `rows.parquet`: for each row, the first correct epoch (null if none) and the number of correct epochs.
 
+    Splits that were not evaluated after every epoch are omitted.
+
     Args:
         predictions: tables of all epochs, in order.
     """
+    splits = set.intersection(*(set(table["split"].to_pylist()) for table in predictions))
+    predictions = [table.filter(pc.is_in(table["split"], pa.array(sorted(splits)))) for table in predictions]
     hits_ER = np.array([table["hit"].to_numpy() for table in predictions])
     num_R = hits_ER.sum(axis=0)
     first_R = hits_ER.argmax(axis=0) + 1
@@ -197,6 +203,7 @@ def finalize_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: A
     folder.write_table("rows.parquet", rows_table(tables))
     folder.write_table("right_to_wrong.parquet", right_to_wrong_table(tables[best], tables[-1]))
     train = _final_train_accuracy(folder, epochs[-1])
+    not_evaluated = epochs_without_test_rows(epochs)
     splits = tables[-1]["split"].to_pylist()
     epoch_counts = {
         "epochs": len(epochs),
@@ -207,6 +214,7 @@ def finalize_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: A
         "final_train_accuracy": train,
         "converged": train == 1.0,
         "set_aside": count_set_aside(folder),
+        **({"epochs_without_test_rows": not_evaluated} if not_evaluated else {}),
     }
     return complete_step(
         folder,

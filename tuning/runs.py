@@ -17,6 +17,7 @@ from slick.uris import public_name
 from slick.variants import read_variant
 from tuning.config import TrainConfig
 from tuning.data import read_rows
+from tuning.evaluation_epochs import TEST_SPLITS, PolicyBudget, expected_test_evaluations
 from tuning.grid import Trajectory
 from tuning.policies import AccuracyCurve, parse_policy
 from tuning.state import SavedState, check_legacy_states, find_states, latest_states
@@ -91,6 +92,8 @@ class RunPlan:
     config: TrainConfig
     stop_policies: tuple[tuple[str, int], ...] = ()
     """Policies and budgets of a live training, which ends once all are decided; empty: it trains all epochs."""
+    point_policies: tuple[PolicyBudget, ...] = ()
+    """Policies and budgets of the points that are read off this training; see `tuning.evaluation_epochs`."""
     state: SavedState | None = None
     """The state to resume from, if the training was interrupted or is extended."""
     identity: str
@@ -102,7 +105,9 @@ class RunPlan:
     num_train_rows: int
     """Rows trained on per epoch."""
     num_eval_rows: int
-    """Rows evaluated after each epoch."""
+    """Rows of all splits."""
+    num_test_rows: int = 0
+    """Test and out-of-distribution rows among them."""
 
     @property
     def remaining_epochs(self) -> int:
@@ -112,7 +117,15 @@ class RunPlan:
     @property
     def cost(self) -> float:
         """Expected time in rows of a forward pass, to distribute trainings over trials."""
-        return self.remaining_epochs * (3.0 * self.num_train_rows + self.num_eval_rows)
+        return 3.0 * self.remaining_epochs * self.num_train_rows + self.remaining_eval_rows
+
+    @property
+    def remaining_eval_rows(self) -> int:
+        """Rows that are expected to be evaluated after the remaining epochs, all together."""
+        first_epoch = self.config.epochs - self.remaining_epochs + 1
+        num_evaluations = expected_test_evaluations(self.config, self.point_policies, first_epoch)
+        num_other_rows = self.num_eval_rows - self.num_test_rows
+        return self.remaining_epochs * num_other_rows + num_evaluations * self.num_test_rows
 
 
 def run_id(config: TrainConfig) -> str:
@@ -135,8 +148,9 @@ def _require_resolved_dtype(configs: Iterable[TrainConfig]) -> None:
 def plan_runs(
     study: Folder,
     configs: Mapping[str, TrainConfig],
-    stop_policies: Sequence[tuple[str, int]] = (),
+    stop_policies: Sequence[PolicyBudget] = (),
     *,
+    point_policies: Sequence[PolicyBudget] = (),
     accept_early_stopped: bool = False,
 ) -> list[RunPlan]:
     """Plan the trainings that are not finished. Nothing is started or deleted.
@@ -145,6 +159,7 @@ def plan_runs(
         study: the study.
         configs: settings of the trainings by run_id.
         stop_policies: policies and budgets; a training is finished once all of them are decided.
+        point_policies: policies and budgets of the points that are read off each training.
         accept_early_stopped: a training that a scheduler stopped early is finished.
 
     Raises:
@@ -159,13 +174,13 @@ def plan_runs(
     models = {config.model: resolve_study_model(study, config.model) for config in configs.values()}
     fingerprints = {name: model_fingerprint(resolve_model(path)) for name, path in models.items()}
     states = find_states(study, list(configs))
-    rows: dict[str, tuple[str, int, int]] = {}
+    rows: dict[str, tuple[str, int, int, int]] = {}
     plans = []
     for name, config in configs.items():
         _check_model(study, config, models[config.model], fingerprints[config.model], variants)
         if config.variant not in rows:
             rows[config.variant] = _variant_summary(study, config.variant)
-        content, num_train_rows, num_eval_rows = rows[config.variant]
+        content, num_train_rows, num_eval_rows, num_test_rows = rows[config.variant]
         inputs = {
             "variant": content,
             "questions": questions.fingerprint,
@@ -179,12 +194,14 @@ def plan_runs(
             run_id=name,
             config=config,
             stop_policies=tuple(stop_policies),
+            point_policies=tuple(point_policies),
             state=state if state_epoch < config.epochs else None,
             identity=identity,
             inputs=inputs,
             model=models[config.model],
             num_train_rows=num_train_rows,
             num_eval_rows=num_eval_rows,
+            num_test_rows=num_test_rows,
         )
         _check_folder(study, plan)
         if not is_finished(study, plan, accept_early_stopped=accept_early_stopped):
@@ -193,11 +210,12 @@ def plan_runs(
     return plans
 
 
-def _variant_summary(study: Folder, variant: str) -> tuple[str, int, int]:
-    """Fingerprint of a variant's rows, number of rows trained on, and number of rows evaluated per epoch."""
+def _variant_summary(study: Folder, variant: str) -> tuple[str, int, int, int]:
+    """Fingerprint of a variant's rows, and the numbers of rows: trained on, of all splits, and to test on."""
     content = fingerprint(read_variant(study, variant).to_pydict())
     rows = read_rows(study, variant)
-    return content, sum(row.weight > 0 for row in rows["train"]), sum(map(len, rows.values()))
+    num_trained = sum(row.weight > 0 for row in rows["train"])
+    return content, num_trained, sum(map(len, rows.values())), sum(len(rows[split]) for split in TEST_SPLITS)
 
 
 def _check_model(study: Folder, config: TrainConfig, model: str, model_fingerprint: str, variants: Manifest) -> None:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from statistics import mean
 from typing import Any
 
@@ -27,15 +28,17 @@ from slick.types import Category
 from tuning.axes import SettingOverrides, combinations
 from tuning.config import TrainConfig
 from tuning.data import QuestionRow, read_rows
+from tuning.evaluation_epochs import epochs_without_test_rows
 from tuning.finetune import (
     check_plans,
     connect_and_check_resources,
+    log_missing_test_rows,
     log_training_summary,
     resolve_precision,
     scratch_folder,
 )
 from tuning.grid import GridConfig, SweepConfig, grid_summary, pack_by_cost, points, settings_text
-from tuning.policies import AccuracyCurve, apply_policy, parse_policy
+from tuning.policies import AccuracyCurve, Policy, apply_policy, parse_policy
 from tuning.progress_table import ProgressTable, TrialTracker, watch_progress
 from tuning.records import finalize_run
 from tuning.run_status import write_planned
@@ -93,7 +96,7 @@ def _sweep(study: Folder, config: SweepConfig) -> Manifest:
     trajectories = config.trajectories_for(chosen)
     folder = study.child("sweep")
     manifests = {run.run_id: require_manifest(run_folder(study, run.run_id), "sweep") for run in trajectories}
-    inputs = {run_id: f"{m.fingerprint} {m.count('epochs')}" for run_id, m in manifests.items()}
+    inputs = {run_id: _run_content(manifest) for run_id, manifest in manifests.items()}
     identity = fingerprint(inputs, config.identity())
     _discard_other_grid(folder, identity)
     if not begin_step(folder, "sweep", identity, config):
@@ -106,6 +109,13 @@ def _sweep(study: Folder, config: SweepConfig) -> Manifest:
     return complete_step(
         folder, "sweep", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
     )
+
+
+def _run_content(manifest: Manifest) -> str:
+    """What the points and the report read of a run: its fingerprint, and the epochs that it has."""
+    missing = manifest.counts.get("epochs_without_test_rows")
+    evaluated = f" without test rows {','.join(map(str, missing))}" if missing else ""
+    return f"{manifest.fingerprint} {manifest.count('epochs')}{evaluated}"
 
 
 def resolve_sweep_precision(study: Folder, config: SweepConfig, other_run_ids: Sequence[str] = ()) -> SweepConfig:
@@ -168,7 +178,15 @@ def train_combinations(study: Folder, config: SweepConfig, chosen: Sequence[Sett
     trajectories = config.trajectories_for(chosen)
     configs = {run.run_id: run.config(config.train) for run in trajectories}
     has_scheduler = config.scheduler != "none"
-    plans = plan_runs(study, configs, config.stop_policies, accept_early_stopped=has_scheduler)
+    plans = plan_runs(
+        study,
+        configs,
+        config.stop_policies,
+        point_policies=config.point_policies,
+        accept_early_stopped=has_scheduler,
+    )
+    check_stored_evaluations(study, config, list(dict.fromkeys(chosen)), plans)
+    log_missing_test_rows(study, {name: configs[name] for name in configs.keys() - {plan.run_id for plan in plans}})
     _LOG.info("sweep: %d of %d trainings are finished", len(configs) - len(plans), len(configs))
     if not plans:
         return SweepResult()
@@ -311,6 +329,44 @@ def pack_plans(plans: Sequence[RunPlan], per_trial: int | None, concurrent: int)
     return [[by_id[run_id] for run_id in pack] for pack in packs]
 
 
+def check_stored_evaluations(
+    study: Folder, config: SweepConfig, chosen: Sequence[SettingOverrides], plans: Sequence[RunPlan]
+) -> None:
+    """Before anything is trained, refuse points at stored epochs whose test rows were not evaluated.
+
+    Args:
+        study: the study.
+        config: the sweep.
+        chosen: the combinations of settings that are trained.
+        plans: the trainings that are not finished.
+
+    Raises:
+        StudyError: see `_check_test_rows`.
+    """
+    num_kept = {plan.run_id: plan.state.progress.epoch if plan.state else 0 for plan in plans}
+    grid_points = points(config.grid, config.train, shared=not config.independent_reason, chosen=chosen)
+    for run_id, run_points in groupby(grid_points, key=lambda point: point.run_id):
+        folder = run_folder(study, run_id)
+        manifest = read_manifest(folder)
+        is_complete = manifest is not None and not manifest.counts.get("epochs_without_test_rows")
+        if is_complete or num_kept.get(run_id) == 0 or not folder.exists("epochs.parquet"):
+            continue
+        accuracies = read_accuracies(folder)[: num_kept.get(run_id)]
+        missing = epochs_without_test_rows(accuracies)
+        for point in run_points if missing else ():
+            stop_epoch = point.policy.decided_epoch(curve_from_accuracies(accuracies), point.epochs)
+            _check_test_rows(folder, missing, point.policy, stop_epoch)
+
+
+def _check_test_rows(run: Folder, missing: Sequence[int], policy: Policy, stop_epoch: int | None) -> None:
+    if stop_epoch in missing:
+        raise StudyError(
+            f"{run} has no test rows at epoch {stop_epoch}, which policy {policy} selects: it was trained with "
+            "evaluate needed, before that budget or policy was in the grid, or the policy selects epochs only after "
+            "their end; leave the budget or policy out, or delete that folder to train again with --train.evaluate all"
+        )
+
+
 def points_table(
     study: Folder,
     grid: GridConfig,
@@ -328,19 +384,23 @@ def points_table(
         grid, base, shared, chosen: see `tuning.grid.trajectories`.
 
     Raises:
-        StudyError: a trajectory lacks epochs.
+        StudyError: a trajectory lacks epochs, or the test rows of a stopping epoch were not evaluated.
     """
     variants = require_manifest(study.child("variants"), "variants").counts
     accuracies_by_run: dict[str, list[EpochAccuracies]] = {}
+    missing_by_run: dict[str, list[int]] = {}
     rows = []
     for point in points(grid, base, shared=shared, chosen=chosen):
         if point.run_id not in accuracies_by_run:
             accuracies_by_run[point.run_id] = read_accuracies(run_folder(study, point.run_id))
+            missing_by_run[point.run_id] = epochs_without_test_rows(accuracies_by_run[point.run_id])
         accuracies = accuracies_by_run[point.run_id]
         curve = curve_from_accuracies(accuracies)
         if point.policy.decided_epoch(curve, point.epochs) is None:
             continue
         decision = apply_policy(point.policy, curve, point.epochs)
+        folder = run_folder(study, point.run_id)
+        _check_test_rows(folder, missing_by_run[point.run_id], point.policy, decision.stop_epoch)
         rows.append(
             {
                 "variant": point.variant,

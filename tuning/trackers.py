@@ -314,6 +314,10 @@ class TensorBoardRun:
             self._local_copy = None
 
 
+_EVERY_EPOCH = "accuracy/dev"
+"""A metric of every epoch; test rows may be evaluated after some epochs only."""
+
+
 class MlflowRun:
     """One MLflow run, identified by its tag `slick_run`.
 
@@ -332,8 +336,8 @@ class MlflowRun:
         run = runs[0] if runs else self._client.create_run(experiment_id, run_name=run_id, tags={"slick_run": key})
         self._id: str = run.info.run_id
         self._written: set[int] = set()
-        for name in list(run.data.metrics)[:1]:  # all metrics of an epoch are sent together, so one of them is enough
-            self._written = {metric.step for metric in self._client.get_metric_history(self._id, name)}
+        if _EVERY_EPOCH in run.data.metrics:  # the metrics of an epoch are sent together, so one of them is enough
+            self._written = {metric.step for metric in self._client.get_metric_history(self._id, _EVERY_EPOCH)}
         if run.info.status != "RUNNING":
             self._client.update_run(self._id, status="RUNNING")
         if not run.data.params:  # parameters cannot be changed, so those of the first start stay

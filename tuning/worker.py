@@ -21,6 +21,8 @@ from tuning.config import TrainConfig
 from tuning.data import Example, QuestionRow, read_replay_rows, read_rows
 from tuning.distributed import broadcast, gather_strided, synchronized_forward
 from tuning.evaluate import EvalSettings, evaluate_rows, filter_long_rows, pad_token_id
+from tuning.evaluation_epochs import TEST_SPLITS, needs_test_rows
+from tuning.policies import AccuracyCurve
 from tuning.records import (
     SET_ASIDE_FILE,
     Prediction,
@@ -147,6 +149,8 @@ class TrainingRun:
         filtered = filter_long_rows(rows, self._tokenizer, max_tokens, self._config)
         self._rows: list[QuestionRow] = filtered.rows
         self._examples, self._train_examples = filtered.examples, filtered.train_examples
+        # The splits follow one another, so these are the train and dev rows.
+        self._num_fit_rows = sum(row.split not in TEST_SPLITS for row in self._rows)
         self._set_aside = filtered.set_aside
         replay = read_replay_rows(study, self._config.variant, self._config.replay_known, self._config.seed)
         self._replay: list[Example] = []
@@ -165,6 +169,7 @@ class TrainingRun:
         self._metrics_exporter = TrainMetrics(plan.run_id) if self._is_main else None
         self._epoch_stats: list[EpochStats] = []
         self._evaluation_seconds = 0.0
+        self._num_evaluated = 0
 
     def _load_trainer(self, state: SavedState | None) -> Trainer:
         """A trainer of the base model, or of the saved state."""
@@ -203,13 +208,14 @@ class TrainingRun:
         for epoch in range(len(self._epochs) + 1, self._config.epochs + 1):
             stats = self._trainer.epoch(self._train_examples, epoch, replay=self._replay)
             self._epoch_stats.append(stats)
-            started_at = time.monotonic()
-            predictions = evaluate_distributed(
-                self._trainer, self._tokenizer, self._rows, self._examples, self._config, self._context
-            )
-            self._evaluation_seconds += time.monotonic() - started_at
-            self._epochs.append(broadcast(summarize(self._rows, predictions) if self._is_main else [], self._context))
+            predictions = self._evaluate(0, self._num_fit_rows)
+            self._epochs.append(self._summarize(predictions))
             is_last = epoch == self._config.epochs or self._are_policies_decided()
+            if self._num_fit_rows < len(self._rows) and needs_test_rows(
+                self._config, self._curve(), self._plan.point_policies, is_last=is_last
+            ):
+                predictions += self._evaluate(self._num_fit_rows, len(self._rows))
+                self._epochs[-1] = self._summarize(predictions)
             self._save_checkpoints(epoch, is_last)
             reported: dict[str, object] = {"run_id": self._plan.run_id, "epoch": epoch}
             if self._is_main:
@@ -219,12 +225,32 @@ class TrainingRun:
                 break
         self._end()
 
+    def _evaluate(self, start: int, end: int) -> list[Prediction]:
+        """Predictions for the rows from `start` to before `end`, on the first worker; called by all workers.
+
+        Test rows are always evaluated separately from the others, so that their batches, and with them the rounding,
+        are the same whichever epochs evaluate them.
+        """
+        started_at = time.monotonic()
+        rows, examples = self._rows[start:end], self._examples[start:end]
+        predictions = evaluate_distributed(self._trainer, self._tokenizer, rows, examples, self._config, self._context)
+        self._evaluation_seconds += time.monotonic() - started_at
+        self._num_evaluated += len(rows)
+        return predictions
+
+    def _summarize(self, predictions: Sequence[Prediction]) -> list[SplitMetrics]:
+        """The metrics of the rows that were evaluated, on all workers."""
+        metrics = summarize(self._rows[: len(predictions)], predictions) if self._is_main else []
+        return broadcast(metrics, self._context)
+
+    def _curve(self) -> AccuracyCurve:
+        """The accuracies of the epochs so far."""
+        return curve_from_accuracies([_epoch_accuracies(metrics) for metrics in self._epochs])
+
     def _are_policies_decided(self) -> bool:
         """Whether every policy of a live training is decided."""
         stop_policies = self._plan.stop_policies
-        return bool(stop_policies) and all_policies_decided(
-            curve_from_accuracies([_epoch_accuracies(metrics) for metrics in self._epochs]), stop_policies
-        )
+        return bool(stop_policies) and all_policies_decided(self._curve(), stop_policies)
 
     def _end(self) -> None:
         if self._config.keep_state:
@@ -290,7 +316,7 @@ class TrainingRun:
         """Store the predictions and metrics of an epoch; returns the metrics to report."""
         metrics = self._epochs[-1]
         self._folder.child("predictions").write_table(
-            predictions_file_name(epoch), predictions_table(self._rows, predictions)
+            predictions_file_name(epoch), predictions_table(self._rows[: len(predictions)], predictions)
         )
         # Last, because the driver watches this file.
         self._folder.write_table("epochs.parquet", epochs_table(self._plan.run_id, self._epochs))
@@ -314,6 +340,7 @@ class TrainingRun:
             tokens_now=sum(stats.tokens for stats in self._epoch_stats),
             training_seconds=round(sum(stats.seconds for stats in self._epoch_stats), 3),
             evaluation_seconds=round(self._evaluation_seconds, 3),
+            rows_evaluated_now=self._num_evaluated,
             **({"ignored_of_model": ignored} if ignored else {}),
         )
 

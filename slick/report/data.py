@@ -68,7 +68,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One finished fine-tuning run and its accuracy at every epoch."""
+    """One finished fine-tuning run and its accuracy at every epoch that was evaluated."""
 
     run_id: str
     variant: str
@@ -83,6 +83,12 @@ class Run:
     """None if there were no dev rows."""
     predictions: Mapping[tuple[int, str], Predictions] = field(default_factory=dict)
     """(epoch, split) to rows, for the training lengths of the report and the early-stopping epoch."""
+
+    @property
+    def is_tested_every_epoch(self) -> bool:
+        """Whether the test and out-of-distribution questions were evaluated after every epoch."""
+        curves = (curve for (split, _), curve in self.accuracy.items() if split in ("test", "ood"))
+        return not any(np.isnan(curve).any() for curve in curves)
 
     def epoch(self, checkpoint: CheckpointRef) -> int:
         """The epoch of a checkpoint.

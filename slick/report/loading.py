@@ -42,7 +42,8 @@ def load_study(study: Folder, config: ReportConfig | None = None) -> StudyData:
     names = select_run_per_seed(finished_runs(study))
     epoch_tables = {run_id: read_epochs(study.child("runs", run_id)) for run_id in names}
     epoch_tables = {run_id: epoch_tables[run_id] for run_id in full_length_runs(points, epoch_tables)}
-    durations = choose_durations(points, [int(max(t["epoch"].to_pylist())) for t in epoch_tables.values()])
+    run_lengths = [int(max(table["epoch"].to_pylist())) for table in epoch_tables.values()]
+    durations = choose_durations(points, run_lengths, tested_epochs(epoch_tables.values()))
     idk = {name for name, variant in variants.items() if variant.kind == "idk"}
     runs = [
         load_run(study.child("runs", run_id), (run_id, *names[run_id]), table, durations, idk)
@@ -112,8 +113,30 @@ def _match_run_id(run_id: str) -> re.Match[str]:
     return match
 
 
-def choose_durations(points: Iterable[Mapping[str, Any]], run_lengths: list[int]) -> tuple[int, ...]:
+def tested_epochs(epoch_tables: Iterable[pa.Table]) -> set[int]:
+    """The epochs at which every run evaluated the splits that it evaluated at its last epoch.
+
+    Args:
+        epoch_tables: the epochs.parquet of each run.
+    """
+    by_run = []
+    for table in epoch_tables:
+        splits: dict[int, set[str]] = {}
+        for epoch, split in zip(table["epoch"].to_pylist(), table["split"].to_pylist(), strict=True):
+            splits.setdefault(epoch, set()).add(split)
+        by_run.append({epoch for epoch, evaluated in splits.items() if evaluated >= splits[max(splits)]})
+    return set.intersection(*by_run) if by_run else set()
+
+
+def choose_durations(
+    points: Iterable[Mapping[str, Any]], run_lengths: list[int], tested: set[int] | None = None
+) -> tuple[int, ...]:
     """The fixed training lengths of the report: those of the sweep's grid, or fifths of a run, as in the paper.
+
+    Args:
+        points: rows of sweep/points.parquet.
+        run_lengths: epochs of each run.
+        tested: the epochs at which all runs evaluated the test rows, to which the lengths are limited; None: all.
 
     >>> choose_durations([], [50, 50])
     (10, 20, 30, 40, 50)
@@ -126,6 +149,7 @@ def choose_durations(points: Iterable[Mapping[str, Any]], run_lengths: list[int]
     inner = sorted(epoch for epoch in lengths if 1 <= epoch < last)
     if not inner:
         inner = sorted({round(last * part / 5) for part in range(1, 5)} - {0, last})
+    inner = [epoch for epoch in inner if tested is None or epoch in tested]
     if len(inner) >= MAX_DURATIONS:
         inner = [inner[i] for i in np.unique(np.linspace(0, len(inner) - 1, MAX_DURATIONS - 1).round().astype(int))]
     return (*inner, last)

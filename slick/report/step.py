@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -146,6 +146,7 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
         requested_experiments(study),
         graded,
         *external_components(),
+        *_untested_epochs(manifests),
     )
     previous = read_manifest(folder)
     if previous is not None and previous.fingerprint == identity:
@@ -164,6 +165,12 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
         *(counts["holds"], counts["fails"], counts["undecided"], counts["not_testable"], folder),
     )
     return manifest
+
+
+def _untested_epochs(manifests: Mapping[str, Manifest]) -> list[tuple[str, list[int]]]:
+    """The epochs without test rows of each run that has some; their fingerprints do not depend on them."""
+    missing = {name: manifest.counts.get("epochs_without_test_rows") for name, manifest in manifests.items()}
+    return [(name, epochs) for name, epochs in sorted(missing.items()) if epochs]
 
 
 def external_components() -> list[tuple[str, str]]:

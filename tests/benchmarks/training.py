@@ -2,9 +2,13 @@
 
 python -m tests.benchmarks.training --model FOLDER --questions entity_questions.zip --num-rows 192 --batch-size 32
 python -m tests.benchmarks.training --model FOLDER --questions entity_questions.zip --memory --num-workers 2
+python -m tests.benchmarks.training --model FOLDER --questions entity_questions.zip --schedule --num-rows 64 --epochs 10
 
 Each method trains the same rows in the same batches, in its own process with one thread (or on the GPU); methods
 alternate. Speed is measured in tokens of prompts and answers per second, without padding, after two warm-up steps.
+`--schedule` trains once and times every evaluation. It prints the time of evaluation as a share of the time of training
+if all rows are evaluated after every epoch, and with `evaluate: needed`. The rows of the splits are in the paper's
+proportions; the shares are those of the paper's 50 epochs, budgets and policies, with the mean time of an evaluation.
 `bare` pads rows to the longest of a batch, as is usual; `bare-joined` packs them as slick does.
 """
 
@@ -23,12 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from jobs.presets import paper_sweep, paper_training
 from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
 from slick.storage import Folder
 from tuning.config import TrainConfig
 from tuning.data import Example, QuestionRow, epoch_batches, pack_examples
 from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows, pad_token_id
+from tuning.evaluation_epochs import TEST_SPLITS, expected_test_evaluations
 
 METHODS = ("slick", "bare", "bare-joined", "trainer")
 WARM_UP = 2
@@ -238,6 +244,54 @@ def run_evaluation(model: str, rows: list[QuestionRow], tokenizer: Any, config: 
     return clock.result() | {"rows": len(rows), "answer_tokens": statistics.mean(lengths)}
 
 
+def run_schedule(
+    model: str, rows: list[QuestionRow], tokenizer: Any, config: TrainConfig, num_epochs: int
+) -> dict[str, float]:
+    """Mean seconds of an epoch: training, evaluation of train and dev rows, and evaluation of test and ood rows."""
+    from tuning.trainer import Trainer, WorkerContext, init_deepspeed
+
+    join_group()
+    init_deepspeed()
+    device = select_device()
+    context = WorkerContext(rank=0, local_rank=0, num_workers=1, device=device)
+    trainer = Trainer(model, replace(config, learning_rate=2e-4), context, pad_token_id(tokenizer))
+    settings = EvalSettings(matcher="exact", max_new_tokens=config.max_new_tokens, batch_size=config.eval_batch_size)
+    examples = encode_rows(rows, tokenizer)
+    num_fit = sum(row.split not in TEST_SPLITS for row in rows)
+    train = [example for example, row in zip(examples, rows, strict=True) if row.split == "train"]
+    clock, seconds, fitted = Clock(device), {"training": 0.0, "fit": 0.0, "test": 0.0}, 0
+    for epoch in range(1, num_epochs + 1):
+        started_at = clock._now()
+        trainer.epoch(train, epoch)
+        ended_at = clock._now()
+        seconds["training"] += (ended_at - started_at) / num_epochs
+        trainer.model.eval()
+        for name, part in (("fit", slice(num_fit)), ("test", slice(num_fit, None))):
+            started_at = clock._now()
+            predictions = evaluate_rows(trainer.model, trainer.forward, tokenizer, rows[part], examples[part], settings)
+            seconds[name] += (clock._now() - started_at) / num_epochs
+            fitted = sum(prediction.hit for prediction in predictions[: len(train)]) if name == "fit" else fitted
+        print(f"epoch {epoch}: {fitted} of {len(train)} train rows are fitted", file=sys.stderr, flush=True)
+    return seconds | {"fitted": fitted / len(train)}
+
+
+def print_schedule(arguments: argparse.Namespace, rows: str) -> None:
+    """Print the share of evaluation for the paper's 50 epochs, budgets and policies, with both settings."""
+    mean = wait_for_result(start_process(arguments, rows, method="schedule", num_workers=1))
+    policies = paper_sweep().point_policies
+    print(
+        f"an epoch: training {mean['training']:.1f} s, evaluation of train and dev rows {mean['fit']:.1f} s, of test "
+        f"and ood rows {mean['test']:.1f} s; {mean['fitted']:.0%} of the train rows fitted at the end"
+    )
+    print("| evaluate | test evaluations in 50 epochs | evaluation, share of training |\n|---|---|---|")
+    for mode, stride in (("all", 5), ("needed", 5), ("needed", 0)):
+        config = replace(paper_training(), evaluate=mode, evaluate_stride=stride)  # type: ignore[arg-type]
+        num = expected_test_evaluations(config, policies)
+        share = (mean["fit"] + mean["test"] * num / config.epochs) / mean["training"]
+        label = f"{mode}, stride {stride}" if mode == "needed" else mode
+        print(f"| {label} | {num} | {share:.0%} |")
+
+
 def peak_memory(model: str, config: TrainConfig, examples: list[Example], pad_id: int, rank: int, port: str) -> float:
     """Peak memory of one worker in training, without loading, in MB: of the GPU, or of the process on a CPU."""
     import gc
@@ -289,6 +343,8 @@ def run_method(arguments: argparse.Namespace) -> dict[str, float]:
     examples, pad_id = encode_rows(train, tokenizer), pad_token_id(tokenizer)
     if arguments.method == "evaluation":
         return run_evaluation(arguments.model, rows, tokenizer, config)
+    if arguments.method == "schedule":
+        return run_schedule(arguments.model, rows, tokenizer, config, arguments.epochs)
     if arguments.method == "memory":
         peak = peak_memory(arguments.model, config, examples, pad_id, arguments.rank, arguments.port)
         return {"peak_mb": peak}
@@ -301,7 +357,7 @@ def run_method(arguments: argparse.Namespace) -> dict[str, float]:
 
 def start_process(arguments: argparse.Namespace, rows: str, **changed: Any) -> "subprocess.Popen[str]":
     settings = {**vars(arguments), **changed}
-    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "method", "rank", "port")
+    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "method", "rank", "port", "epochs")
     command = [sys.executable, "-m", "tests.benchmarks.training", "--questions", "-", "--rows", rows]
     for name in names:
         command += [f"--{name.replace('_', '-')}", str(settings[name])]
@@ -379,6 +435,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--methods", default=",".join(METHODS), help="slick must be among them")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--schedule", action="store_true", help="the cost of evaluation with both settings")
+    parser.add_argument("--epochs", type=int, default=10, help="measured epochs of --schedule")
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--activation-checkpointing", action="store_true")
     for name, default in (("method", ""), ("rows", ""), ("offload", "none"), ("port", "29511")):
@@ -396,7 +454,7 @@ def main() -> None:
         names = ("question_id", "split", "category", "suffix", "target", "accepted")
         question_rows = read_rows(arguments.questions, sizes)
         rows.write_text(json.dumps([{name: getattr(row, name) for name in names} for row in question_rows]))
-        (memory if arguments.memory else compare)(arguments, str(rows))
+        (memory if arguments.memory else print_schedule if arguments.schedule else compare)(arguments, str(rows))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fine-tuning with Ray Train and DeepSpeed on CPU: equal to plain PyTorch, with consistent run folders."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from slick.errors import SettingsError, SlickError, StudyError, VariantError
 from slick.matching import is_hit
 from slick.rng import derive_seed
 from slick.storage import Folder
-from slick.study import Manifest, read_manifest
+from slick.study import Manifest, read_manifest, require_manifest
 from tests.conftest import SmallDisk
 from tests.local.plain_training import ReferenceRun, train_reference
 from tests.local.tiny import tiny_model, tiny_tokenizer
@@ -328,15 +329,45 @@ def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) ->
 @pytest.mark.usefixtures("ray_cluster")
 def test_training_is_equal_alone_and_in_a_list(finished: tuple[Folder, Manifest], tmp_path: Path) -> None:
     alone, listed = finished[0], write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
-    plans = plan_runs(listed, {"idk-050-seed1": replace(ALONE, variant="idk-050", seed=1), "half-seed0": ALONE})
+    configs = {
+        "idk-050-seed1": replace(ALONE, variant="idk-050", seed=1),
+        "half-seed0": ALONE,
+        "needed-seed0": replace(ALONE, evaluate="needed", evaluate_stride=3),
+    }
     with scratch_folder(listed, "list") as storage:
-        train_in_worker_group(listed, plans, 0, storage, "list")
+        train_in_worker_group(listed, plan_runs(listed, configs), 0, storage, "list")
     for name in ("epochs.parquet", "predictions/epoch-004.parquet", "checkpoint-last/model.safetensors"):
         assert listed.child("runs", "half-seed0").read_bytes(name) == alone.child("runs", "half-seed0").read_bytes(name)
     relabelled = listed.child("runs", "idk-050-seed1").read_table("predictions/epoch-004.parquet").to_pylist()
     unknown = [row for row in relabelled if row["split"] == "train" and row["category"] == "Unknown"]
     assert unknown
     assert all(row["hit"] == is_hit(row["text"], ["I don't know"]) for row in unknown)
+    check_needed_evaluations(alone.child("runs", "half-seed0"), listed.child("runs", "needed-seed0"))
+
+
+def check_needed_evaluations(complete: Folder, partial: Folder) -> None:
+    """The same training, with the test rows of the best, the third and the last epoch only, has the same bits there."""
+    counts = [require_manifest(run, "finetune").counts for run in (complete, partial)]
+    missing = counts[1]["epochs_without_test_rows"]
+    assert missing
+    assert not {counts[0]["best_dev_epoch"], 3, 4} & set(missing)
+    assert "epochs_without_test_rows" not in counts[0]
+    num_test = 20
+    assert counts[1]["rows_evaluated_now"] == counts[0]["rows_evaluated_now"] - num_test * len(missing)
+    for epoch in range(1, ALONE.epochs + 1):
+        name = f"epoch-{epoch:03d}.parquet"
+        rows, expected = (run.child("predictions").read_table(name).to_pylist() for run in (partial, complete))
+        if epoch in missing:
+            expected = [row for row in expected if row["split"] in ("train", "dev")]
+        assert rows == expected
+    epochs = {json.dumps(row | {"run_id": ""}) for row in partial.read_table("epochs.parquet").to_pylist()}
+    all_epochs = [row | {"run_id": ""} for row in complete.read_table("epochs.parquet").to_pylist()]
+    assert epochs == {
+        json.dumps(row) for row in all_epochs if row["split"] in ("train", "dev") or row["epoch"] not in missing
+    }
+    for name in ("right_to_wrong.parquet", "checkpoint-last/model.safetensors", "checkpoint-best/model.safetensors"):
+        assert partial.read_bytes(name) == complete.read_bytes(name)
+    assert {row["split"] for row in partial.read_table("rows.parquet").to_pylist()} == {"train", "dev"}
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -46,7 +46,7 @@ def test_points_on_a_plane_pass_all_checks() -> None:
 
 def test_violated_assumptions_are_named() -> None:
     assert "residuals are curved (RESET" in describe_fit(check_sample_residuals(points(0, bend=0.2)))
-    assert "residuals of neighbouring epochs are correlated (Durbin-Watson" in describe_fit(
+    assert "residuals of successive evaluated epochs are correlated (Durbin-Watson" in describe_fit(
         check_sample_residuals(points(0, drift=1.0))
     )
     fan = describe_fit(check_sample_residuals(points(0, fan=8.0)))

@@ -24,7 +24,8 @@ def linear_model_section(data: StudyData) -> SectionBody:
     return SectionBody(
         text="Accuracy = b0 + b_kn · N_kn / |D| + b_unk · N_unk / |D| in points, where N_kn and N_unk are the numbers "
         "of fitted Known and Unknown training rows. There is one point per epoch and run of the sweep (paper: table "
-        f"1). Intervals are 95 %, clustered by fine-tuning set.{''.join(_fit_sentences(data))}",
+        f"1){_untested_epochs_clause(data)}. Intervals are 95 %, clustered by fine-tuning "
+        f"set.{''.join(_fit_sentences(data))}",
         result=" ".join(coefficient_sentences(data)),
         exhibits=(
             table_exhibit("Coefficients of the linear model.", lambda: linear_model_table(data)),
@@ -44,6 +45,13 @@ def linear_model_section(data: StudyData) -> SectionBody:
             ),
         ),
     )
+
+
+def _untested_epochs_clause(data: StudyData) -> str:
+    """Which epochs have no points; empty if all have."""
+    if all(run.is_tested_every_epoch for run in data.runs):
+        return ""
+    return ", without epochs at which the test questions were not evaluated"
 
 
 PAPER_UNKNOWN_COEFFICIENTS = {"test": -8.3, "ood": -3.0}

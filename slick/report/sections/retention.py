@@ -315,7 +315,8 @@ def _retention_curve(data: StudyData, share: float, name: str, split: str) -> Re
     epochs, curve = data.mean_curve(name, split, HIGHLY_KNOWN)
     if np.isnan(curve).any():
         raise InsufficientDataError(
-            f"the runs of {name} were not tested on {HIGHLY_KNOWN} {split} questions at every epoch"
+            f"the runs of {name} were not tested on {HIGHLY_KNOWN} {split} questions at every epoch, which the best "
+            "epoch needs; train them with evaluate all"
         )
     best = int(epochs[int(np.argmax(curve))])
     lost = [data.difference((name, best), (name, int(epoch)), split, HIGHLY_KNOWN) for epoch in epochs]

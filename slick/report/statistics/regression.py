@@ -1,9 +1,9 @@
 """The paper's linear model of test accuracy on the numbers of fitted rows, and whether it fits. Pure.
 
 Accuracy = b0 + b_kn * N_kn / |D| + b_unk * N_unk / |D|, in percentage points, where N_kn and N_unk are the numbers of
-Known and Unknown training rows that the model answers correctly. There is one point per epoch and run of the %Unknown
-sweep unless a `PointSelection` says otherwise; the paper does not state whether its points include D_Known runs and the
-first epochs.
+Known and Unknown training rows that the model answers correctly. There is one point per evaluated epoch and run of the
+%Unknown sweep unless a `PointSelection` says otherwise; the paper does not state whether its points include D_Known
+runs and the first epochs.
 
 The least-squares fit and its covariance are those of statsmodels. Points of the same fine-tuning set are correlated, so
 the intervals are clustered by set (CR1, t distribution with sets - 1 degrees of freedom; Cameron and Miller 2015,
@@ -43,7 +43,7 @@ EARLY_EPOCHS_SHARE = 0.2
 """Share of the epochs that counts as the first ones: 10 of the paper's 50, the early-stopping epoch there."""
 
 LOW_DURBIN_WATSON = 1.0
-"""Below this Durbin-Watson statistic, residuals of neighbouring epochs correlate by about 0.5 or more."""
+"""Below this Durbin-Watson statistic, residuals of successive evaluated epochs correlate by about 0.5 or more."""
 
 LOW_R_SQUARED = 0.5
 """Below this the model leaves most of the variance unexplained."""
@@ -57,7 +57,8 @@ class PointSelection:
     """The points that the model is fitted to."""
 
     epochs: Literal["every", "ends", "later"] = "every"
-    """`every` epoch; early stop and convergence alone (`ends`); `later`: all but the first fifth of a training."""
+    """`every` evaluated epoch; early stop and convergence alone (`ends`); `later`: without the first fifth of a
+    training."""
     include_known: bool = False
     """Include the runs of D_Known. Their fitted rows are divided by the |D| that they come from."""
 
@@ -128,7 +129,7 @@ def regression_sample(data: StudyData, split: str, points: PointSelection | None
     Args:
         data: the study.
         split: `test` or `ood`.
-        points: by default every epoch of every run of the %Unknown sweep.
+        points: by default every evaluated epoch of every run of the %Unknown sweep.
 
     Raises:
         InsufficientDataError: nothing was measured on that split.
@@ -305,8 +306,8 @@ def describe_fit(checks: ResidualChecks) -> str:
         faults.append(f"the residuals are curved (RESET, p = {checks.reset_p:.2g})")
     if drifts:
         faults.append(
-            f"residuals of neighbouring epochs are correlated (Durbin-Watson {checks.durbin_watson:.1f}, 2 if they are "
-            "not)"
+            f"residuals of successive evaluated epochs are correlated (Durbin-Watson {checks.durbin_watson:.1f}, 2 if "
+            "they are not)"
         )
     if checks.breusch_pagan_p < 0.05:
         faults.append(f"the residuals are heteroscedastic (Breusch-Pagan, p = {checks.breusch_pagan_p:.2g})")
