@@ -122,7 +122,8 @@ def without_dropout(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None)
 def interrupt(study: Folder, changes: dict[str, object]) -> None:
     """Start a training in another process, and kill it after a few epochs."""
     hold(study, at=3, saved=True)
-    start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 3)
+    status = start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 3)
+    assert status == -signal.SIGKILL, "the driver ended by itself"
     assert 3 <= saved_epoch(study) <= num_epochs(study) < EPOCHS
     assert not run_folder(study).exists("manifest.json")
 
