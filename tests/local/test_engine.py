@@ -306,3 +306,47 @@ def test_batch_of_several_passes_equals_its_parts() -> None:
         "decoding must need several passes per step"
     )
     assert answers == small_batches.generate(batch, SAMPLING)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+def test_prefixes_are_computed_once_whatever_surrounds_them(name: str) -> None:
+    model, tokenizer = tiny_model(name, spread=0.2), tiny_tokenizer()
+    engine = TransformersEngine(model, tokenizer)
+    shots = [f"Q: Where was {name} born?\nA: {city}\n" for name, city in (("Ada", "London"), ("Emmy", "Lima"))]
+    own, other, long = shots[0], shots[1], shots[0] + shots[1]
+
+    def ask(prefixes: list[str], num: int, engine: TransformersEngine) -> tuple[list[Any], int]:
+        before = engine.stats.prefilled_tokens
+        batch = PromptBatch(prefixes=prefixes, question_ids=NAMES[:num], suffixes=BATCH.suffixes[:num])
+        return engine.generate(batch, SAMPLING), engine.stats.prefilled_tokens - before
+
+    ask([own, other], 2, engine)
+    for prefixes, cached, computed in (([own, long], [own], [long]), ([other, ""], [other], []), ([long], [long], [])):
+        answers, num = ask(prefixes, 1, engine)
+        expected, num_alone = ask(prefixes, 1, TransformersEngine(model, tokenizer))
+        assert answers == expected
+        saved = sum(len(tokenizer(prefix)["input_ids"]) for prefix in cached)
+        assert num_alone - num >= saved - len(cached), f"{prefixes}: only {computed} is new"
+
+
+def test_prefix_that_begins_a_cached_one_is_not_computed() -> None:
+    model, tokenizer = tiny_model("llama", spread=0.2), tiny_tokenizer()
+    engine, fresh = TransformersEngine(model, tokenizer), TransformersEngine(model, tokenizer)
+    batch = PromptBatch(prefixes=[PREFIX], question_ids=[str(i) for i in range(9)], suffixes=["Q: Who?\nA:"] * 9)
+    engine.generate(batch, SAMPLING)
+    num = engine.stats.prefilled_tokens
+    assert engine.generate(batch.part(slice(1)), SAMPLING) == fresh.generate(batch.part(slice(1)), SAMPLING)
+    assert engine.stats.prefilled_tokens - num <= len(tokenizer("Q: Who?\nA:")["input_ids"])
+    assert fresh.stats.prefilled_tokens >= len(tokenizer(PREFIX)["input_ids"])
+
+
+def test_cache_keeps_the_prefixes_in_use() -> None:
+    model, tokenizer = tiny_model("llama", spread=0.2), tiny_tokenizer()
+    engine = TransformersEngine(model, tokenizer)
+    engine._decoders.for_length(64)._prefix_cache_bytes = 1
+    batches = [
+        PromptBatch(prefixes=[f"Q: {name}?\nA: He\n" * 2, PREFIX], question_ids=NAMES, suffixes=BATCH.suffixes)
+        for name in ("Who", "What", "Who")
+    ]
+    for batch in batches:
+        assert engine.generate(batch, SAMPLING) == TransformersEngine(model, tokenizer).generate(batch, SAMPLING)

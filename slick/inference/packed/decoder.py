@@ -46,7 +46,10 @@ class PackedDecoder:
         self._keeps_logits = accepts_argument(model, "logits_to_keep")
         self._device = next(model.parameters()).device
         self._max_tokens = max_tokens_per_pass(model)
-        self._prefixes: OrderedDict[tuple[tuple[int, ...], ...], dict[int, LayerKeyValues]] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[int, ...], dict[int, LayerKeyValues]] = OrderedDict()
+        """Keys and values of each prefix by layer, of shape (K, W, D); the least recently used first."""
+        self._stacked_prefixes: tuple[tuple[int, ...], ...] = ()
+        self._stacked: dict[int, LayerKeyValues] = {}
         self._prefix_cache_bytes = prefix_cache_bytes
         self._cache = KeyValueCache()
         self._scored_ids: IntArray | None = None
@@ -246,33 +249,61 @@ class PackedDecoder:
         )
 
     def _prefix_layers(self, prefixes: tuple[tuple[int, ...], ...]) -> dict[int, LayerKeyValues]:
-        """Keys and values of these prefixes by layer, each of shape (K, F, W, D), padded at the end."""
-        if prefixes not in self._prefixes:
-            self._prefixes[prefixes] = self._compute_prefixes(prefixes)
-            while self._num_bytes() > self._prefix_cache_bytes and len(self._prefixes) > 1:
-                self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(prefixes)
-        return self._prefixes[prefixes]
+        """Keys and values of these prefixes by layer, each of shape (K, F, W, D), padded at the end.
 
-    def _compute_prefixes(self, prefixes: tuple[tuple[int, ...], ...]) -> dict[int, LayerKeyValues]:
-        nonempty = [prefix for prefix in prefixes if prefix]
-        self._reset({}, [0], [0] * len(nonempty), 1)
-        self._tail_P = np.array([len(prefix) for prefix in nonempty])
+        A prefix is computed once, also if other prefixes surround it later: the prompts about an exemplar differ from
+        those about other questions only in the prefixes that contain it.
+        """
+        if prefixes != self._stacked_prefixes:
+            missing = [prefix for prefix in dict.fromkeys(prefixes) if prefix and self._cached_name(prefix) is None]
+            self._compute_prefixes(missing)
+            names = [self._cached_name(prefix) or () for prefix in prefixes]
+            for name in names:
+                self._prefixes.move_to_end(name)
+            while self._num_bytes() > self._prefix_cache_bytes and (oldest := next(iter(self._prefixes))) not in names:
+                del self._prefixes[oldest]
+            self._stacked = self._stack([self._prefixes[name] for name in names], [len(prefix) for prefix in prefixes])
+            self._stacked_prefixes = prefixes
+        return self._stacked
+
+    def _cached_name(self, prefix: tuple[int, ...]) -> tuple[int, ...] | None:
+        """A cached prefix that begins with these tokens; None if there is none."""
+        if prefix in self._prefixes:
+            return prefix
+        return next((name for name in self._prefixes if name[: len(prefix)] == prefix), None)
+
+    def _compute_prefixes(self, prefixes: Sequence[tuple[int, ...]]) -> None:
+        """Feed prefixes and add them to the cache."""
+        if not prefixes:
+            return
+        self._reset({}, [0], [0] * len(prefixes), 1)
+        self._tail_P = np.array([len(prefix) for prefix in prefixes])
         for part in split_by_tokens(self._tail_P, self._max_tokens):
-            self._feed_tails(part, nonempty, np.ones(len(nonempty), dtype=np.int64))
+            self._feed_tails(part, prefixes, np.ones(len(prefixes), dtype=np.int64))
         self.num_prefilled += int(self._tail_P.sum())
-        lengths = np.array([len(prefix) for prefix in prefixes])
-        starts = np.zeros(len(prefixes), dtype=np.int64)
-        starts[lengths > 0] = self._tail_start_P
-        # Copies of its last token pad a shorter prefix, and arbitrary tokens an empty one; padding has no weight.
-        within = np.minimum(np.arange(lengths.max()), np.maximum(lengths[:, None] - 1, 0))
-        slots = self._tensor(starts[:, None] + within)
-        flat, shape = slots.flatten(), tuple(slots.shape)
+        for prefix, start in zip(prefixes, self._tail_start_P.tolist(), strict=True):
+            span = slice(start, start + len(prefix))
+            self._prefixes[prefix] = {
+                layer: (keys[:, span].clone(), values[:, span].clone()) for layer, (keys, values) in self._cache.items()
+            }
 
-        def select(states: Tensor) -> Tensor:
-            return states.index_select(1, flat).view(states.shape[0], *shape, states.shape[2])
+    def _stack(self, entries: Sequence[dict[int, LayerKeyValues]], lengths: Sequence[int]) -> dict[int, LayerKeyValues]:
+        """The first `lengths` tokens of each entry; copies of a token pad a shorter prefix and have no weight."""
+        width = max(lengths)
 
-        return {layer: (select(keys), select(values)) for layer, (keys, values) in self._cache.items()}
+        def stack(states: Sequence[Tensor]) -> Tensor:
+            first = states[0]
+            stacked = first.new_zeros((first.shape[0], len(states), width, first.shape[2]))
+            for i, (state, length) in enumerate(zip(states, lengths, strict=True)):
+                stacked[:, i, :length] = state[:, :length]
+                last = max(length, 1)
+                stacked[:, i, length:] = state[:, last - 1 : last]
+            return stacked
+
+        return {
+            layer: (stack([entry[layer][0] for entry in entries]), stack([entry[layer][1] for entry in entries]))
+            for layer in entries[0]
+        }
 
     def _num_bytes(self) -> int:
         return sum(k.nbytes + v.nbytes for layers in self._prefixes.values() for k, v in layers.values())
