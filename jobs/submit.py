@@ -12,7 +12,8 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 --dry-run             check the command and print what would run, without connecting to the cluster
 
 The job runs with the Python of the head's Ray processes (jobs/start.sh). --config FILE is read on this machine; its
-settings are submitted as flags. Files of --questions, --audit, --relations and --graded are uploaded with the code.
+settings are submitted as flags. Files of --questions, --audit, --relations, --graded and --deepspeed
+are uploaded with the code.
 The exit status is that of the step.
 """
 
@@ -59,7 +60,7 @@ IGNORED_PATTERNS = ("__pycache__", "*.pyc", ".*", "studies", "*.parquet", "*.saf
 SUBMITTED_STEPS: Mapping[str, Mapping[str, Callable[[], Any]]] = {**STEP_PRESETS, CURATE: {"": CurateConfig}}
 """Presets by step."""
 
-UPLOADED_FLAGS = {"questions", "audit", "relations", "graded", "data", "exemplars"}
+UPLOADED_FLAGS = {"questions", "audit", "relations", "graded", "data", "exemplars", "deepspeed"}
 """Last parts of flags whose file the driver reads, such as `questions` of `--prepare.questions`; it is uploaded."""
 REMOTE_PATH_FLAGS = {"model", "rejects", "to"}
 """Flags whose path is not uploaded: it is too large, or written by the job."""

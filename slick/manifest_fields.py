@@ -112,6 +112,7 @@ class RunCounts(TypedDict, total=False):
     train_rows: int
     evaluated_rows: int
     rows_evaluated_now: int | None
+    truncated_rows: int
     epochs_without_test_rows: list[int]
     num_workers: int
     device: str

@@ -158,7 +158,8 @@ RUN_SET_ASIDE_SCHEMA = pa.schema(
     ]
 )
 """Schema of `runs/RUN_ID/set_aside.parquet`: rows that are neither trained nor evaluated. `num_tokens`: tokens of the
-prompt and of the longer of its target and the longest answer. `limit`: tokens of the model's context."""
+prompt and of the longer of its target and the longest answer. `limit`: tokens of the model's context. If the setting
+`max_length` is exceeded, they are the tokens of prompt and target, and this setting."""
 
 VARIANT_SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", "category", "prompt", "target")])
 """Schema of `variants/NAME.parquet`: one row per training row."""

@@ -1,4 +1,4 @@
-"""Settings of one fine-tuning, and their DeepSpeed configuration. No heavy imports: `--help` reads this module."""
+"""Settings of one fine-tuning. No heavy imports: `--help` reads this module."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,6 @@ from slick.prompt_formats import parse_template_arguments
 from slick.settings import check_settings, identity_settings, register_settings, setting
 
 TrackerName = Literal["mlflow", "wandb"]
-
-BUCKET_SIZE = 50_000_000
-"""Elements per communication bucket."""
-MAX_LIVE_PARAMETERS = 1_000_000_000
-"""Gathered parameters that a worker keeps at a time under ZeRO stage 3; DeepSpeed's default."""
 
 
 def _evaluates_needed(values: Mapping[str, Any]) -> bool:
@@ -88,6 +83,15 @@ class TrainConfig:
     """JSON object of arguments for the chat template; switches of reasoning are off by default."""
     matcher: str = setting("exact", "result", registry=MATCHERS)
     """How a generated answer is compared with the gold answers. In a shell, quote names such as 'f1>=0.7'."""
+    max_length: int | None = setting(None, when=lambda values: values["max_length"] is not None, minimum=2)
+    """Most tokens of a row's prompt and target; None: no limit but the model's context, which must also hold the prompt
+    and `max_new_tokens`. For longer rows see `long_rows`."""
+    long_rows: Literal["set-aside", "truncate"] = setting(
+        "set-aside", when=lambda values: values["long_rows"] != "set-aside"
+    )
+    """`set-aside`: rows that are too long are neither trained on nor evaluated, but listed in the run's
+    set_aside.parquet. `truncate`: training targets are cut to the length, without their end token, and their number is
+    stored; rows whose prompts leave no room for an answer are set aside."""
     max_new_tokens: int = setting(32, minimum=1)
     """Most tokens of an evaluated answer."""
     loss_of_all: bool = False
@@ -106,6 +110,9 @@ class TrainConfig:
     """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
     offload: Literal["none", "optimizer", "all"] = setting("none", "cost")
     """What is kept in CPU memory instead of GPU memory: optimizer states (ZeRO 1 to 3), or parameters too (ZeRO 3)."""
+    deepspeed: str = setting("", "content")
+    """Path or URI of a DeepSpeed JSON file with further entries, such as bucket sizes of ZeRO. Entries that other
+    settings determine may be `auto` or equal to them."""
     num_workers: int = setting(1, "cost", minimum=1)
     """Processes that share each batch."""
     min_workers: int | None = setting(None, "cost", minimum=1)
@@ -128,8 +135,8 @@ class TrainConfig:
     track: tuple[TrackerName, ...] = setting((), "nothing")
     """Trackers that receive the curves, besides the TensorBoard files in the run's folder."""
     max_set_aside_share: float = setting(0.01, "nothing", minimum=0, maximum=1)
-    """Rows that exceed the model's context are neither trained on nor evaluated, but listed in the run's
-    set_aside.parquet. The training is refused if their share of all rows exceeds this."""
+    """The training is refused if more than this share of all rows is set aside because they are too long; see
+    `long_rows`."""
     allow_other_model: bool = setting(False, "nothing")
     """Train a model other than the one whose knowledge the variants were drawn from."""
     trust_remote_code: bool = setting(False, "nothing")
@@ -210,63 +217,3 @@ def learning_rate_at(config: TrainConfig, step: int, num_steps: int) -> float:
     progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     factors = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
     return config.learning_rate * factors[config.schedule]
-
-
-def deepspeed_config(config: TrainConfig, num_workers: int) -> dict[str, object]:
-    """The configuration for `deepspeed.initialize`.
-
-    The optimizer is PyTorch's AdamW: DeepSpeed's fused optimizers are compiled on first use, which takes minutes and a
-    C++ compiler, and give the same results. The loss is already normalized over the whole batch (see `tuning.data`), so
-    `train_batch_size` only has to be the product of its factors.
-
-    Args:
-        config: settings of the training.
-        num_workers: the actual number of workers in the group.
-
-    Raises:
-        SettingsError: the group is larger or smaller than the settings allow.
-    """
-    minimum = config.num_workers if config.min_workers is None else config.min_workers
-    if not minimum <= num_workers <= config.num_workers:
-        expected = f"{config.num_workers}" if minimum == config.num_workers else f"{minimum} to {config.num_workers}"
-        raise SettingsError(f"the worker group has {num_workers} workers, the settings expect {expected}")
-    micro_batch_size = config.micro_batch_size_per_worker(num_workers)
-    accumulation_steps = config.gradient_accumulation_steps(num_workers)
-    settings: dict[str, object] = {
-        "train_batch_size": micro_batch_size * accumulation_steps * num_workers,
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": config.max_grad_norm,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": config.learning_rate,
-                "weight_decay": config.weight_decay,
-                "betas": [0.9, 0.999],
-                "eps": 1e-8,
-                "torch_adam": True,
-                "fused": True,
-            },
-        },
-        "zero_optimization": _zero_config(config),
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1_000_000_000,
-    }
-    if config.dtype == "bfloat16":
-        settings["bf16"] = {"enabled": True}
-    return settings
-
-
-def _zero_config(config: TrainConfig) -> dict[str, object]:
-    zero: dict[str, object] = {"stage": config.zero_stage}
-    if config.zero_stage:
-        # DeepSpeed's default buckets of 500 M elements are larger than many models that are trained here.
-        zero |= {"reduce_bucket_size": BUCKET_SIZE, "allgather_bucket_size": BUCKET_SIZE}
-    if config.zero_stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": BUCKET_SIZE, "sub_group_size": 2 * BUCKET_SIZE}
-        zero["stage3_max_live_parameters"] = MAX_LIVE_PARAMETERS
-    if config.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
-    if config.offload == "all":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": False}
-    return zero

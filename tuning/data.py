@@ -199,6 +199,8 @@ class Example:
     """The target's tokens and the stop token; the loss is computed on these only."""
     weight: float = 1.0
     """Weight of these tokens in the loss."""
+    is_truncated: bool = False
+    """Whether tokens were cut from the end of the answer."""
 
     @property
     def num_tokens(self) -> int:

@@ -22,7 +22,8 @@ from slick.models import resolve_model, resolve_study_model
 from slick.precision import dtype_bytes
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest, require_manifest
-from tuning.config import BUCKET_SIZE, MAX_LIVE_PARAMETERS, TrainConfig
+from tuning.config import TrainConfig
+from tuning.deepspeed_config import BUCKET_SIZE, MAX_LIVE_PARAMETERS
 
 HEADROOM = 0.1
 """Share of GPU memory and of a node's memory to leave free; Ray kills processes at 95 % of a node's memory."""

@@ -8,7 +8,7 @@ as generating.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -116,7 +116,7 @@ def evaluate_rows(
     greedy_flags, target_losses = _score_targets(forward, [examples[i] for i in scored], settings)
     for i, is_greedy, loss in zip(scored, greedy_flags, target_losses, strict=True):
         losses[i] = loss
-        texts[i] = rows[i].target.strip() if is_greedy else None
+        texts[i] = rows[i].target.strip() if is_greedy and not examples[i].is_truncated else None
     undecided = [i for i, text in enumerate(texts) if text is None]
     answers = _generate(model, tokenizer, [rows[i] for i in undecided], settings)
     for i, answer in zip(undecided, answers, strict=True):
@@ -191,6 +191,8 @@ class FilteredRows:
     examples: list[Example]
     set_aside: pa.Table
     """The rows that do not fit, in `RUN_SET_ASIDE_SCHEMA`."""
+    num_truncated: int = 0
+    """Training rows whose target was cut."""
 
     @property
     def train_examples(self) -> list[Example]:
@@ -203,13 +205,13 @@ def _is_trained(row: QuestionRow) -> bool:
 
 
 def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: int, config: TrainConfig) -> FilteredRows:
-    """Set aside the rows that are too long to be trained on or answered, after they got their chat prompts, if any.
+    """Set aside or truncate the rows that are too long, after they got their chat prompts, if any.
 
     Args:
         rows: rows of all splits.
         tokenizer: the tokenizer of the model.
         max_tokens: the model's context length.
-        config: the maximum length of an answer, and the share of rows that may be set aside.
+        config: the maximum lengths of a row and of an answer, and the share of rows that may be set aside.
 
     Raises:
         DataError: more than that share of the rows are too long, or all train or all dev rows.
@@ -217,17 +219,23 @@ def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: in
     if config.prompt_format == "chat":
         rows = chat_rows(rows, _chat_format(rows, tokenizer, config))
     examples = encode_rows(rows, tokenizer)
-    lengths = [_num_tokens(example, config.max_new_tokens) for example in examples]
-    fits = [length <= max_tokens for length in lengths]
+    if config.long_rows == "truncate":
+        longest = min(max_tokens, config.max_length or max_tokens)
+        examples = [
+            _truncate_target(example, longest) if row.split == "train" else example
+            for row, example in zip(rows, examples, strict=True)
+        ]
+    lengths = [_length_and_limit(example, config, max_tokens) for example in examples]
+    fits = [length <= limit for length, limit in lengths]
     too_long: list[dict[str, Any]] = [
         {
             "question_id": row.question_id,
             "split": row.split,
             "reason": TOO_LONG,
             "num_tokens": length,
-            "limit": max_tokens,
+            "limit": limit,
         }
-        for row, length, fit in zip(rows, lengths, fits, strict=True)
+        for row, (length, limit), fit in zip(rows, lengths, fits, strict=True)
         if not fit
     ]
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
@@ -239,7 +247,16 @@ def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: in
         rows=kept,
         examples=[example for example, fit in zip(examples, fits, strict=True) if fit],
         set_aside=pa.Table.from_pylist(too_long, RUN_SET_ASIDE_SCHEMA),
+        num_truncated=sum(example.is_truncated for example, fit in zip(examples, fits, strict=True) if fit),
     )
+
+
+def _truncate_target(example: Example, max_tokens: int) -> Example:
+    """The example with at most `max_tokens` tokens; unchanged if its prompt leaves no room for an answer token."""
+    room = max_tokens - len(example.prompt_ids)
+    if len(example.answer_ids) <= room or room < 1:
+        return example
+    return replace(example, answer_ids=example.answer_ids[:room], is_truncated=True)
 
 
 def _chat_format(rows: Sequence[QuestionRow], tokenizer: Any, config: TrainConfig) -> PromptFormat:
@@ -261,15 +278,15 @@ def check_row_lengths(study: Folder, plans: Sequence[RunPlan]) -> None:
     """
     from slick.models import context_length, load_tokenizer
 
-    chosen = {
-        (plan.config.variant, plan.model, plan.config.max_new_tokens, plan.config.prompt_format): plan for plan in plans
-    }
+    names = ("variant", "max_new_tokens", "prompt_format", "template_arguments", "max_length", "long_rows")
+    chosen = {(plan.model, *(getattr(plan.config, name) for name in names)): plan for plan in plans}
     for plan in chosen.values():
         config = plan.config
         rows = [row for split in read_rows(study, config.variant).values() for row in split]
         max_tokens = context_length(plan.model, trust_remote_code=config.trust_remote_code)
         longest = max(_max_length(row, config.max_new_tokens) for row in rows)
-        if config.prompt_format == "chat" or longest > max_tokens:  # else no tokenizer is needed
+        shortest_limit = min(max_tokens, config.max_length or max_tokens)
+        if config.prompt_format == "chat" or longest > shortest_limit:  # else no tokenizer is needed
             tokenizer = load_tokenizer(plan.model, trust_remote_code=config.trust_remote_code)
             filter_long_rows(rows, tokenizer, max_tokens, config)
 
@@ -279,8 +296,11 @@ def _max_length(row: QuestionRow, max_new_tokens: int) -> int:
     return len(row.prompt.encode()) + max(len(row.target.encode()), max_new_tokens) + SPECIAL_TOKENS
 
 
-def _num_tokens(example: Example, max_new_tokens: int) -> int:
-    return len(example.prompt_ids) + max(len(example.answer_ids), max_new_tokens)
+def _length_and_limit(example: Example, config: TrainConfig, context: int) -> tuple[int, int]:
+    """The tokens of a row and their limit: the user's, if the row exceeds it, else that of the model's context."""
+    if config.max_length is not None and example.num_tokens > config.max_length:
+        return example.num_tokens, config.max_length
+    return len(example.prompt_ids) + max(len(example.answer_ids), config.max_new_tokens), context
 
 
 def _too_many_message(
@@ -292,9 +312,12 @@ def _too_many_message(
         if empty_splits
         else f"at most {100 * config.max_set_aside_share:g} % may be left out"
     )
+    limit, remedy = "the model's context", "use a model with a longer context"
+    if longest["limit"] == config.max_length:
+        limit, remedy = "--max-length", "raise --max-length"
     return (
-        f"{len(too_long):,} of {num_rows:,} rows of variant {config.variant} do not fit the model's context of "
+        f"{len(too_long):,} of {num_rows:,} rows of variant {config.variant} do not fit {limit} of "
         f"{longest['limit']:,} tokens, the longest is question {longest['question_id']} ({longest['split']}) with "
         f"{longest['num_tokens']:,} of prompt and answer; {allowed}. Shorten or remove those questions, lower "
-        "--max-new-tokens, use a model with a longer context, or allow more by --max-set-aside-share"
+        f"--max-new-tokens, {remedy}, or allow more by --max-set-aside-share"
     )

@@ -214,14 +214,24 @@ def log_training_summary(study: Folder, plans: Sequence[RunPlan]) -> None:
     if set_aside:
         most = max(set_aside, key=lambda name: set_aside[name])
         _LOG.info(
-            "finetune: %d of %d trainings left out rows that exceed the model's context (most: %s, %s rows); they are "
-            "neither trained on nor evaluated, and listed in %s/%s",
+            "finetune: %d of %d trainings left out rows that exceed the model's context or --max-length (most: %s, %s "
+            "rows); they are neither trained on nor evaluated, and listed in %s/%s",
             len(set_aside),
             len(plans),
             most,
             f"{set_aside[most]:,}",
             run_folder(study, most),
             SET_ASIDE_FILE,
+        )
+    truncated = {name: count["truncated_rows"] for name, count in counts.items() if count.get("truncated_rows")}
+    if truncated:
+        most = max(truncated, key=lambda name: truncated[name])
+        _LOG.info(
+            "finetune: %d of %d trainings cut the targets of too long training rows (most: %s, %s rows)",
+            len(truncated),
+            len(plans),
+            most,
+            f"{truncated[most]:,}",
         )
     log_missing_test_rows(study, {plan.run_id: plan.config for plan in plans})
     no_dropout = [plan.run_id for plan in plans if plan.config.dropout and counts[plan.run_id].get("dropouts") == []]

@@ -162,7 +162,7 @@ def _measure_timing(study: Folder, plan: RunPlan, context: Any) -> RowTiming:
     rows = [row for split in read_rows(study, config.variant).values() for row in split]
     max_tokens = context_length(plan.model, trust_remote_code=config.trust_remote_code)
     filtered = filter_long_rows(rows, tokenizer, max_tokens, config)
-    trainer = Trainer(plan.model, config, context, pad_token_id(tokenizer))
+    trainer = Trainer(plan.model, config, context, pad_token_id(tokenizer), plan.deepspeed)
     train_examples = _cycle_to_length(filtered.train_examples, _MEASURED_STEPS * config.batch_size)
     trainer.epoch(train_examples[: config.batch_size], 1)  # warm-up: kernels are compiled and memory is allocated
     stats = trainer.epoch(train_examples, 1)

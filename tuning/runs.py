@@ -1,7 +1,7 @@
 """Folders of training runs: which runs are finished, plans for the others, their resources, and their curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
@@ -17,6 +17,7 @@ from slick.uris import public_name
 from slick.variants import read_variant
 from tuning.config import TrainConfig
 from tuning.data import read_rows
+from tuning.deepspeed_config import deepspeed_config, read_deepspeed_file
 from tuning.evaluation_epochs import TEST_SPLITS, PolicyBudget, expected_test_evaluations
 from tuning.grid import Trajectory
 from tuning.policies import AccuracyCurve, parse_policy
@@ -102,6 +103,8 @@ class RunPlan:
     """Fingerprints of the inputs."""
     model: str
     """Folder, hub id or GGUF file; never empty."""
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    """The content of the user's DeepSpeed file, which workers may not reach."""
     num_train_rows: int
     """Rows trained on per epoch."""
     num_eval_rows: int
@@ -166,7 +169,9 @@ def plan_runs(
         StudyError: an earlier step is not finished, a run's folder was written with other inputs or settings, or the
             state from which it would resume was written as pickles.
         VariantError: a variant does not exist, or was drawn for another model.
-        SettingsError: there are no dev questions, or the dtype `auto` is not resolved.
+        SettingsError: there are no dev questions, the dtype `auto` is not resolved, or the DeepSpeed file contradicts
+            the settings.
+        DataError: the DeepSpeed file does not exist or is invalid.
     """
     _require_resolved_dtype(configs.values())
     variants = require_manifest(study.child("variants"), "variants")
@@ -187,6 +192,11 @@ def plan_runs(
             "knowledge": variants.input("knowledge"),
             "model": fingerprints[config.model],
         }
+        file_settings = {}
+        if config.deepspeed:
+            file_settings = read_deepspeed_file(config.deepspeed)
+            deepspeed_config(config, config.num_workers, file_settings=file_settings)  # refuses contradictions
+            inputs["deepspeed"] = fingerprint(file_settings)
         identity = fingerprint(inputs, config.identity())
         state = states.get(identity)
         state_epoch = state.progress.epoch if state else 0
@@ -199,6 +209,7 @@ def plan_runs(
             identity=identity,
             inputs=inputs,
             model=models[config.model],
+            deepspeed=file_settings,
             num_train_rows=num_train_rows,
             num_eval_rows=num_eval_rows,
             num_test_rows=num_test_rows,

@@ -4,7 +4,7 @@ Every random number is derived from (seed, epoch, rank), so an epoch does not de
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,9 @@ from slick.model_validation import check_causal
 from slick.models import load_model
 from slick.rng import derive_seed
 from slick.storage import Folder
-from tuning.config import TrainConfig, deepspeed_config, learning_rate_at
+from tuning.config import TrainConfig, learning_rate_at
 from tuning.data import Example, epoch_batches, micro_batches
+from tuning.deepspeed_config import deepspeed_config
 from tuning.forward import ForwardRunner, PreparedBatch
 from tuning.state_tensors import load_tensors, save_tensors
 from tuning.trainable import disable_lora, prepare_model, trainable_parameters
@@ -65,7 +66,14 @@ class Trainer:
     """A model that a group of workers trains; all workers make the same calls in the same order."""
 
     @wrap_library_errors("the training cannot be started")
-    def __init__(self, model: str, config: TrainConfig, context: WorkerContext, pad_id: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        config: TrainConfig,
+        context: WorkerContext,
+        pad_id: int,
+        deepspeed_settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Load, validate and shard the model.
 
         Args:
@@ -73,6 +81,7 @@ class Trainer:
             config: settings of the training.
             context: this worker.
             pad_id: any token id.
+            deepspeed_settings: the content of the user's DeepSpeed file.
 
         Raises:
             ModelError: the model cannot be loaded, is not valid, or has no layers of the kind to be trained.
@@ -82,7 +91,9 @@ class Trainer:
         import deepspeed
 
         self._config, self._context = config, context
-        settings = deepspeed_config(config, context.num_workers)
+        settings = deepspeed_config(
+            config, context.num_workers, file_settings=deepspeed_settings, on_gpu=context.device != "cpu"
+        )
         # With stage 3 no worker holds the whole model. Weights of GGUF files are always unpacked whole.
         is_sharded = config.zero_stage == 3 and not model.lower().endswith(".gguf")
         with compat.sharded_loading(settings) if is_sharded else nullcontext():

@@ -151,12 +151,12 @@ class TrainingRun:
         self._examples, self._train_examples = filtered.examples, filtered.train_examples
         # The splits follow one another, so these are the train and dev rows.
         self._num_fit_rows = sum(row.split not in TEST_SPLITS for row in self._rows)
-        self._set_aside = filtered.set_aside
+        self._set_aside, self._num_truncated = filtered.set_aside, filtered.num_truncated
         replay = read_replay_rows(study, self._config.variant, self._config.replay_known, self._config.seed)
         self._replay: list[Example] = []
         if replay:
             filtered = filter_long_rows(replay, self._tokenizer, max_tokens, self._config)
-            self._replay = filtered.examples
+            self._replay, self._num_truncated = filtered.examples, self._num_truncated + filtered.num_truncated
             self._set_aside = pa.concat_tables([self._set_aside, filtered.set_aside])
         self._epochs: list[list[SplitMetrics]] = []
         self._best, self._best_epoch = -1.0, 0
@@ -193,7 +193,8 @@ class TrainingRun:
             self._folder.write_table(SET_ASIDE_FILE, self._set_aside)
 
     def _create_trainer(self) -> Trainer:
-        return Trainer(self._plan.model, self._config, self._context, pad_token_id(self._tokenizer))
+        plan = self._plan
+        return Trainer(plan.model, plan.config, self._context, pad_token_id(self._tokenizer), plan.deepspeed)
 
     def _stored_epochs(self, num_epochs: int) -> list[list[SplitMetrics]] | None:
         """Metrics of the epochs up to the restored state; None if some are missing from the run's folder."""
@@ -342,6 +343,7 @@ class TrainingRun:
             evaluation_seconds=round(self._evaluation_seconds, 3),
             rows_evaluated_now=self._num_evaluated,
             **({"ignored_of_model": ignored} if ignored else {}),
+            **({"truncated_rows": self._num_truncated} if self._num_truncated else {}),
         )
 
 

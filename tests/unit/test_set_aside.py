@@ -202,6 +202,37 @@ def test_too_long_rows_are_set_aside_with_their_tokens() -> None:
     ] == [2, 1]
 
 
+def test_rows_longer_than_the_setting_are_set_aside() -> None:
+    """`max_length` limits prompt and target; the model's context must also hold the longest answer."""
+    rows = [row("a", "train", 4), row("b", "train", 4, "no " * 9), row("c", "dev", 4), row("d", "test", 60)]
+    lengths = [example.num_tokens for example in encode_rows(rows, tiny_tokenizer())]
+    config = replace(TRAINING, max_length=lengths[0])
+    filtered = filter_long_rows(rows, tiny_tokenizer(), 512, config)
+    assert [kept.question_id for kept in filtered.rows] == ["a", "c"]
+    assert [(part["num_tokens"], part["limit"]) for part in filtered.set_aside.to_pylist()] == [
+        (lengths[1], lengths[0]),
+        (lengths[3], lengths[0]),
+    ]
+    assert filtered.num_truncated == 0
+    with pytest.raises(DataError, match=r"2 of 4 rows .* do not fit --max-length of .*; .* raise --max-length"):
+        filter_long_rows(rows, tiny_tokenizer(), 512, replace(config, max_set_aside_share=0.1))
+    assert config.identity() == TRAINING.identity() | {"max_length": lengths[0]}
+
+
+def test_too_long_training_targets_are_truncated_and_counted() -> None:
+    rows = [row("a", "train", 4), row("b", "train", 4, "no " * 9), row("c", "dev", 4, "no " * 9), row("d", "dev", 4)]
+    rows += [row("e", "train", 90)]
+    plain = encode_rows(rows, tiny_tokenizer())
+    config = replace(TRAINING, max_length=plain[0].num_tokens + 2, long_rows="truncate")
+    filtered = filter_long_rows(rows, tiny_tokenizer(), 512, config)
+    assert [kept.question_id for kept in filtered.rows] == ["a", "b", "d"], "questions are not changed, only targets"
+    cut = filtered.examples[1]
+    assert (filtered.num_truncated, cut.num_tokens, cut.is_truncated) == (1, config.max_length, True)
+    assert cut.answer_ids == plain[1].answer_ids[: len(cut.answer_ids)]
+    assert filtered.examples[0] == plain[0]
+    assert config.identity() != replace(config, long_rows="set-aside").identity()
+
+
 def test_too_many_long_rows_stop_a_training() -> None:
     rows = [row("a", "train", 4), row("c", "dev", 4), row("d", "test", 300), row("e", "ood", 4)]
     with pytest.raises(

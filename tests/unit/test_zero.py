@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from slick.errors import SettingsError
-from tuning.config import TrainConfig, deepspeed_config, learning_rate_at
+from tuning.config import TrainConfig, learning_rate_at
+from tuning.deepspeed_config import deepspeed_config
 from tuning.runs import check_resources
 from tuning.trials import num_concurrent_trials
 
