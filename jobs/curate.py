@@ -86,7 +86,7 @@ def pop_forecast_flags(argv: Sequence[str]) -> tuple[ForecastFlags, list[str]]:
     parser.add_flag("--price", type=float)
     known, rest = parser.parse_known(rest)
     if dry_run and known.probe_rows is not None:
-        raise SettingsError("--dry-run asks nothing and --probe-rows asks some rows; give one of them")
+        raise SettingsError("--dry-run and --probe-rows are exclusive; give one of them")
     if known.price is not None and known.probe_rows is None:
         raise SettingsError("--price is for --probe-rows, which measures the hours; add --probe-rows 50")
     if known.price is not None and not (known.price >= 0 and math.isfinite(known.price)):

@@ -3,8 +3,8 @@
 #
 # The head may have been started outside its virtual environment (ENV/bin/ray start): `python` on its PATH is then
 # another one than that of Ray's own processes, or none. A job is a child of these: the command line of Ray's raylet
-# names the Python that it starts workers with. Taken is the PATH's, which --requirements may have made for this job, if
-# it has what we need and the same Ray; otherwise Ray's own.
+# names the Python that it starts workers with. The Python of the PATH, which --requirements may have
+# installed for this job, is used if it has all required packages and the same Ray; otherwise Ray's own.
 
 needed="ray pyarrow numpy scipy statsmodels matplotlib jinja2 tyro torch transformers deepspeed tensorboardX"
 

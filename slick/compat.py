@@ -370,7 +370,7 @@ def hide_aws_keys_from_trials() -> None:
 
 
 def reset_trial_failures(trial: Any) -> None:
-    """Set the number of failures of a trial to 0, so that its retries are counted anew.
+    """Set the number of failures of a trial to 0, so that its retry count starts again.
 
     Checked with Ray 2.60. Replacement: an option of `ray.tune.FailureConfig`.
     """

@@ -12,7 +12,7 @@ LOG_INTERVAL_SHARE = 0.1
 
 
 def format_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """One line a row, with aligned columns that two spaces separate.
+    """One line per row, with aligned columns separated by two spaces.
 
     Args:
         rows: the cells of each row, heads included; all rows are equally long.

@@ -30,7 +30,7 @@ THINKING_SWITCHES = ("enable_thinking", "thinking")
 """Variables of chat templates that turn reasoning on; off unless `template_arguments` sets them."""
 
 _PROBES = ("0", "1")
-"""Two user messages. What their prompts have in common does not depend on the question."""
+"""Two user messages. The common beginning of their prompts does not depend on the question."""
 
 
 class PromptFormat(ABC):
@@ -49,7 +49,7 @@ class PromptFormat(ABC):
 
     @abstractmethod
     def shared_context(self, context: Sequence[Message]) -> list[str]:
-        """What of the messages before a question its prefix depends on; empty if on nothing."""
+        """The part of a question's context that its prefix depends on; empty if there is none."""
 
     @abstractmethod
     def prefix(self, context: Sequence[Message], exemplars: Sequence[Exemplar]) -> str:
@@ -76,7 +76,7 @@ class PromptFormat(ABC):
 
     @abstractmethod
     def answer_start(self, text: str) -> str:
-        """What follows the suffix if the model shall continue an answer that begins with `text`, such as a sentence.
+        """The text after the suffix, if the model should continue an answer that begins with `text`.
 
         White space at the end of the text is part of what the model generates, except for line breaks.
 
@@ -217,7 +217,7 @@ class ChatFormat(PromptFormat):
             text = self._tokenizer.apply_chat_template(
                 conversation, tokenize=False, add_generation_prompt=for_answer, **self._arguments
             )
-        except Exception as error:  # templates are programs of the model's author and raise what they like
+        except Exception as error:  # templates are code of the model's author and may raise anything
             roles = ", ".join(message.role for message in [*messages[:1], *messages[-2:]])
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"the chat template refuses {len(messages)} messages ({roles}): {reason}") from error

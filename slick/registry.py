@@ -144,7 +144,7 @@ class Registry(Generic[T]):
 
 @cache
 def import_entry_points() -> None:
-    """Import the modules that other distributions name, once a process.
+    """Import the modules that other distributions name, once per process.
 
     Raises:
         SettingsError: one of them cannot be imported.

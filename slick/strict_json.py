@@ -25,7 +25,7 @@ def parse_json(data: bytes, *, max_digits: int = _STUDY_DIGITS, lenient: bool = 
 
     Args:
         data: UTF-8, with or without a byte order mark.
-        max_digits: the most digits of a whole number.
+        max_digits: maximum number of digits of a whole number.
         lenient: accept NaN, Infinity and the last value of a repeated key, as Python and transformers do.
 
     Raises:

@@ -47,7 +47,7 @@ POPULARITY_FIELD = pa.field("popularity", pa.float64())
 
 CONTEXT_FIELD = pa.field("context", pa.string())
 """A further column of questions that come from conversations: a JSON list of the messages before the question, each
-`{"role": ..., "content": ...}`: a system message, earlier turns; null for questions that stand alone."""
+`{"role": ..., "content": ...}`: a system message, earlier turns; null for questions without context."""
 
 ANSWER_START_FIELD = pa.field("answer_start", pa.string())
 """A further column of questions that ask for a sentence of a longer answer (`slick.curation.claims`): the text of the

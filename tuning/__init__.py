@@ -1,1 +1,1 @@
-"""Teaching a model, once and often: fine-tuning, evaluation, stopping policies, the sweep."""
+"""Training: fine-tuning, evaluation, stopping policies, and sweeps."""

@@ -17,7 +17,7 @@ SettingOverrides: TypeAlias = tuple[tuple[str, Any], ...]
 """Names and values of the settings that differ from the sweep's base settings."""
 
 VARIANT = "variant"
-"""The name that a condition on the variant has."""
+"""The name by which a condition refers to the variant."""
 _GRID_FIELDS = {
     "variant": "variants",
     "variants": "variants",

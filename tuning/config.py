@@ -93,7 +93,7 @@ class TrainConfig:
     set_aside.parquet. `truncate`: training targets are cut to the length, without their end token, and their number is
     stored; rows whose prompts leave no room for an answer are set aside."""
     max_new_tokens: int = setting(32, minimum=1)
-    """Most tokens of an evaluated answer."""
+    """Maximum number of tokens of an evaluated answer."""
     loss_of_all: bool = False
     """Compute the loss of dev, test and ood targets too, not only of train targets: one more forward pass over them,
     after which correct ones need no generation."""

@@ -2,9 +2,9 @@
 
 Training rows first take one forward pass over prompt and target. It gives their loss, and decides every row whose
 target is the greedy answer, that is, whose tokens and end token all have the highest probability; after a few epochs
-these are most rows. The engine generates all other answers. Both ways give the same text, up to rounding at ties. Dev,
-test and ood rows take the forward pass only if their loss is requested: on a model of 1 M parameters it takes as long
-as generating.
+these are most rows. The engine generates all other answers. Both methods give the same text, up to rounding at ties.
+Dev, test and ood rows take the forward pass only if their loss is requested: on a model of 1 M parameters it takes as
+long as generating.
 """
 
 from collections.abc import Mapping, Sequence

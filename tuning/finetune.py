@@ -126,7 +126,7 @@ def train_in_worker_group(
     name: str,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Do several trainings one after another in one worker group, and wait for them.
+    """Run several trainings one after another in one worker group, and wait for them.
 
     Args:
         study: the study.

@@ -1,7 +1,7 @@
 """Settings of a sweep and its grid: variant x settings x seed x epoch budget x policy. No heavy imports.
 
 With a constant learning rate, a short training equals the first epochs of a longer one. So each (variant, settings,
-seed) is trained once, to the largest budget, and every smaller budget and every policy is read off that trajectory.
+seed) is trained once, to the largest budget, and every smaller budget and every policy is evaluated on that trajectory.
 If results depend on the length of the training, each budget has its own trajectory.
 """
 
@@ -69,7 +69,7 @@ class Trajectory:
     variant: str
     seed: int
     epochs: int
-    """Epochs to train: the largest budget that is read off this trajectory."""
+    """Epochs to train: the largest budget that is evaluated on this trajectory."""
     settings: SettingOverrides = ()
     """Settings that differ from the sweep's base settings."""
     single_budget: bool = False
@@ -108,7 +108,7 @@ class GridPoint:
     """Plain `fixed` appears here as `fixed(budget)`."""
     settings: SettingOverrides
     run_id: str
-    """The trajectory that the point is read off."""
+    """The trajectory that the point is computed from."""
 
     @property
     def settings_text(self) -> str:
@@ -252,7 +252,7 @@ def _is_search(values: Mapping[str, Any]) -> bool:
 @register_settings("sweep")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
-    """Which trainings a sweep does, and how they are distributed."""
+    """The trainings of a sweep, and how they are distributed."""
 
     grid: GridConfig = field(default_factory=GridConfig)
     """Variants, settings, seeds, epoch budgets, policies."""
@@ -280,7 +280,7 @@ class SweepConfig:
     """Times that a trial is retried after it failed without progress since its last failure. Failures after progress
     are always retried unless this is 0; preemptions with notice are not counted."""
     trajectories_per_trial: int | None = setting(1, "cost", minimum=1)
-    """Trainings that one trial does in the same workers, which saves their start (about 15 s); None: as many as keep
+    """Trainings that one trial runs in the same workers, which saves their start (about 15 s); None: as many as keep
     all concurrent trials busy."""
     max_concurrent: int | None = setting(None, "cost", minimum=1)
     """Concurrent trials; None: as many as fit into the cluster now. With `wait_for_nodes` it may be more than fit."""
@@ -308,7 +308,7 @@ class SweepConfig:
         if not self.grid.axes:
             raise SettingsError(
                 "search optuna searches training settings, but the grid has no axes; give some, as --grid.axes "
-                "learning_rate=1e-6..1e-3:log. Budgets and policies are read off each training and need no search"
+                "learning_rate=1e-6..1e-3:log. Budgets and policies are evaluated on each training and need no search"
             )
         if any(parse_axis(text).condition for text in self.grid.axes):
             raise SettingsError(

@@ -67,7 +67,7 @@ class AccuracyCurve:
             DataError: the curve has fewer epochs.
         """
         if not 1 <= budget <= self.num_epochs:
-            raise DataError(f"a budget of {budget} epochs cannot be read off a training of {self.num_epochs}")
+            raise DataError(f"a budget of {budget} epochs cannot be evaluated on a training of {self.num_epochs}")
         return self._map_values(lambda values: values[:budget])
 
     def extend_to(self, budget: int) -> "AccuracyCurve":
@@ -249,7 +249,7 @@ def fixed(curve: AccuracyCurve, epochs: int = 0) -> StopDecision:
     """
     stop = epochs or curve.num_epochs
     if stop > curve.num_epochs:
-        raise SettingsError(f"fixed({stop}) cannot be read off a budget of {curve.num_epochs} epochs; raise the budget")
+        raise SettingsError(f"fixed({stop}) exceeds the budget of {curve.num_epochs} epochs; raise the budget")
     return StopDecision(stop_epoch=stop, cost_epochs=stop)
 
 

@@ -105,7 +105,7 @@ def _fit(trainer: Any) -> Any:
 
 
 def _check_snapshot(run: Folder) -> None:
-    """Delete Ray Train's list of checkpoints if it names anything else than checkpoints in the run's folder.
+    """Delete Ray Train's list of checkpoints if it names anything but checkpoints in the run's folder.
 
     Ray Train deletes what the list names as soon as there are newer checkpoints, at any path, and does not start if
     one is missing. States are found without the list.

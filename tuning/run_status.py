@@ -230,7 +230,8 @@ def status_table(rows: Sequence[RunStatus], max_rows: int | None = None) -> list
 
     Args:
         rows: the trainings.
-        max_rows: the most rows to show; waiting trainings are hidden first, then finished ones. None: show all.
+        max_rows: maximum number of rows to show; waiting trainings are hidden first, then finished ones. None: show
+            all.
     """
     if not rows:
         return []

@@ -45,7 +45,7 @@ def read_curve(run: Folder) -> AccuracyCurve:
 
 
 class _InvalidEpochsError(StudyError):
-    """What is wrong with the epochs, without the name of the file."""
+    """The problem of the epochs, as text that follows the file name."""
 
 
 def accuracies_from_rows(rows: Iterable[Mapping[str, Any]]) -> list[EpochAccuracies]:
@@ -87,7 +87,7 @@ _RUNTIMES_FILE = "runtime.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """A training to do; sent to the workers."""
+    """A planned training, sent to the workers."""
 
     run_id: str
     config: TrainConfig
@@ -312,7 +312,7 @@ def record_runtime(run: Folder, runtime: Runtime) -> None:
 
 
 class RuntimeRecord(TypedDict):
-    """What a training ran on since one start: the time, and the fields of `slick.precision.Runtime`."""
+    """The start time of a training and the `slick.precision.Runtime` it has used since."""
 
     at: str
     """UTC, ISO 8601."""
@@ -322,7 +322,7 @@ class RuntimeRecord(TypedDict):
 
 
 def read_runtimes(run: Folder) -> list[RuntimeRecord]:
-    """What a training ran on since each start, in order.
+    """The runtimes of a training, one per start, in order.
 
     Raises:
         StudyError: the file is malformed.

@@ -1,4 +1,4 @@
-"""The table points.parquet: every point of the grid, read off the stored epochs of its trajectory."""
+"""The table points.parquet: every point of the grid, computed from the stored epochs of its trajectory."""
 
 import logging
 import time
@@ -60,10 +60,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def sweep(study: FolderLike, config: SweepConfig) -> Manifest:
-    """Train all unfinished trajectories of the grid, then read its points off them into sweep/points.parquet.
+    """Train all unfinished trajectories of the grid, then compute its points into sweep/points.parquet.
 
     The grid may be extended later: only new trajectories are trained, and trajectories that are too short resume from
-    their state if it was kept. Points are read off again whenever the grid changes.
+    their state if it was kept. Points are computed again whenever the grid changes.
 
     Raises:
         StudyError: an earlier step is not finished, or a run was made with other inputs or settings.
@@ -149,7 +149,7 @@ def _stored_dtype(study: Folder, run_id: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What this run of the sweep did."""
+    """The outcome of one run of the sweep."""
 
     num_trained: int = 0
     num_retries: int = 0
@@ -270,7 +270,7 @@ def _discard_other_grid(folder: Folder, identity: str) -> None:
 
 
 def train_as_trials(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) -> int:
-    """Do the trainings as trials of Ray Tune; returns the number of retries.
+    """Run the trainings as trials of Ray Tune; returns the number of retries.
 
     Raises:
         SlickError: some trainings failed after all others were finished.

@@ -31,7 +31,7 @@ SLOW_RESPONSE_S = 5.0
 BACKOFF_S = 300.0
 """MLflow's own retries take up to 4 minutes, which would block everything else that is shown or written."""
 FINISH_TIMEOUT_S = 60
-"""Most seconds that W&B may upload when a run ends."""
+"""Maximum time in seconds for W&B to upload the rest when a run ends."""
 
 
 class TrackerRun(Protocol):

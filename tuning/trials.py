@@ -291,7 +291,7 @@ def _error_message(error: BaseException) -> str:
 
 
 def _failure_reason(error: BaseException) -> str:
-    """One line: what a worker of the trial raised, or why it died."""
+    """One line: the error that a worker of the trial raised, or why it died."""
     worker_error = compat.first_worker_error(error)
     text = next((line.strip() for line in str(worker_error).splitlines() if line.strip()), "")
     if isinstance(worker_error, SlickError):

@@ -100,7 +100,7 @@ def train_runs(
     group: Folder | None = None,
     is_preemption_pending: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Do all unfinished trainings of a list, one after another. Called by every worker of an initialized group.
+    """Run all unfinished trainings of a list, one after another. Called by every worker of an initialized group.
 
     Args:
         study: the study.

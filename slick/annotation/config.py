@@ -51,7 +51,7 @@ class AnnotateConfig:
     """Questions per relation that are annotated twice, with other exemplars and samples, to measure how often
     categories flip. Not supported by the gold estimator, which does not sample."""
     controls_per_relation: int = setting(0, "labels", minimum=0)
-    """Questions per relation that are asked about an invented subject, to measure how often answers are guessed."""
+    """Questions per relation that are repeated with an invented subject, to measure how often answers are guessed."""
     annotate_dev: bool = setting(False, "labels")
     """Annotate dev questions too, except those that serve as exemplars."""
     annotate_exemplars: bool = setting(False, "labels", when=lambda values: bool(values["annotate_exemplars"]))

@@ -1,11 +1,11 @@
 """The matcher `judge`: a language model grades every stored answer as correct, incorrect or not attempted.
 
-Grading follows the annotation and precedes the labels. It covers the distinct combinations of question, gold answers
-and answer of all stores. Answers that `exact` accepts are correct and empty ones not attempted, without a judge. Grades
-are stored in annotate/judgements/ by a hash of the judge and the texts, so an interrupted grading resumes, and
-rescoring grades only what is new.
+Grading runs after the annotation and before the labels are computed. It covers the distinct combinations of question,
+gold answers and answer of all stores. Answers that `exact` accepts are correct and empty ones not attempted, without a
+judge. Grades are stored in annotate/judgements/ by a hash of the judge and the texts, so an interrupted grading
+resumes, and rescoring grades only new answers.
 
-A local model runs in the actors of the annotate step; a server is asked by threads of the driver.
+A local model runs in the actors of the annotate step; threads of the driver send requests to a server.
 """
 
 import hashlib
@@ -198,7 +198,7 @@ def grade_answers(
 
 
 def _control_judge(folder: Folder, config: "AnnotateConfig", judgements: Judgements) -> None:
-    """Let the judge grade answers whose outcome is known, once; see `slick.annotation.judge_control`.
+    """Test the judge once on answers whose outcome is known; see `slick.annotation.judge_control`.
 
     Raises:
         EngineError: it recognizes too few of them.
@@ -254,7 +254,7 @@ def _answer_texts(store: Folder, config: "AnnotateConfig") -> Iterator[tuple[str
 
 
 def is_pending(item: Item, judgements: Judgements) -> bool:
-    """Whether an answer has no grade, or an unparsable one of a server that may be asked again."""
+    """Whether an answer has no grade, or an unparsable one that a retry may replace."""
     outcome = judgements.outcomes.get(item.key)
     can_retry = bool(judgements.judge.url) and item.attempts <= judgements.judge.max_retries
     return outcome is None or (outcome == UNPARSABLE and can_retry)

@@ -1,7 +1,7 @@
-"""The settings of the matcher `judge`, and the client that asks an OpenAI-compatible server for grades. No Ray.
+"""The settings of the matcher `judge`, and the client that gets grades from an OpenAI-compatible server. No Ray.
 
-A request that fails for a reason that may pass (HTTP 408, 429 and 5xx, a time-out, a broken connection, a body that is
-no chat completion) is repeated after a growing pause. A reply that names no outcome is answered by a reminder.
+A request with a temporary failure (HTTP 408, 429 and 5xx, a time-out, a broken connection, a body that is not a chat
+completion) is retried with exponential backoff. After a reply that names no outcome, it is repeated with a reminder.
 """
 
 import http.client
@@ -47,26 +47,26 @@ class JudgeConfig:
     served_model: str = setting("", "labels")
     """The model's name at that server."""
     api_key_env: str = setting("OPENAI_API_KEY", "nothing")
-    """Name of the environment variable that holds the key of the server. The key itself is never stored or logged. If
+    """Name of the environment variable with the API key of the server. The key itself is never stored or logged. If
     the variable is not set, no key is sent."""
     trust_remote_code: bool = setting(False, "nothing")
     """Run code that comes with the local model."""
     prompt_version: int = setting(ANSWER_RUBRIC.version, "labels", minimum=1, maximum=ANSWER_RUBRIC.version)
     """Version of the judge's prompt; see `slick.annotation.rubrics`."""
     max_new_tokens: int = setting(16, "labels", minimum=1)
-    """Maximum number of tokens of a reply of the server; models that reason need more."""
+    """Maximum number of tokens of a server's reply; reasoning models need more."""
     max_retries: int = setting(4, "nothing", minimum=0)
-    """Times that a request is repeated if it fails, or if its reply names no outcome."""
+    """Number of retries of a request that fails, or whose reply names no outcome."""
     timeout_s: float = setting(60.0, "nothing", above=0)
     """Seconds to wait for a reply of the server."""
     concurrency: int = setting(8, "nothing", minimum=1, maximum=1024)
-    """Number of requests to the server at a time."""
+    """Maximum number of concurrent requests to the server."""
     max_unparsable_share: float = setting(0.01, "nothing", minimum=0, maximum=1)
     """A question whose category depends on an answer without an outcome is set aside: it gets no label. If their share
     of all questions exceeds this, the step stops before it writes labels."""
     min_control_accuracy: float = setting(0.8, "nothing", minimum=0, maximum=1)
-    """Before it grades, the judge is asked about gold answers and about answers to other questions; the step stops if
-    it recognizes fewer of them. 0: no such check."""
+    """Minimum share of gold answers and of answers to other questions that the judge must recognize before it grades;
+    otherwise the step stops. 0 disables the check."""
     graded: str = setting("", "nothing")
     """With --rescore: a grading sheet of `slick report`, to compare the judge with a person's grades."""
 
@@ -119,7 +119,7 @@ class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class _TemporaryError(Exception):
-    """A request failed for a reason that may pass. `pause_s`: what the server demands, if anything."""
+    """A request failed temporarily. `pause_s`: the pause that the server demands, if any."""
 
     def __init__(self, reason: str, pause_s: float | None = None) -> None:
         super().__init__(reason)
@@ -127,7 +127,7 @@ class _TemporaryError(Exception):
 
 
 class JudgeClient:
-    """Asks a server for grades. Threads may share one client."""
+    """A client of a grading server, for use by several threads."""
 
     def __init__(self, config: JudgeConfig, rubric: Rubric = ANSWER_RUBRIC) -> None:
         """A client; connects with the first request.
@@ -175,7 +175,7 @@ class JudgeClient:
             ]
 
     def _complete(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The model's reply to messages; repeats the request if it fails for a reason that may pass."""
+        """The model's reply to messages; retries temporary failures."""
         started_at, pause, num_requests = time.monotonic(), _FIRST_PAUSE_S, 0
         while True:
             num_requests += 1

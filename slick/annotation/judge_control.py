@@ -1,4 +1,4 @@
-"""A check of a judge before it grades: answers that are known to be right or wrong. Pure.
+"""A check of a judge before it grades: does it recognize answers that are known to be right or wrong? Pure.
 
 A judge that calls every answer correct would make every question HighlyKnown, and one that accepts none would make
 them Unknown.
@@ -71,9 +71,9 @@ def check_judge(answers: Sequence[ControlAnswer], outcomes: Sequence[str], min_a
     accuracy = (right + num - wrong) / (2 * num)
     if accuracy < min_accuracy:
         raise EngineError(
-            f"the judge cannot tell right answers from wrong ones: it calls {right} of {num} gold answers correct, and "
-            f"{wrong} of {num} answers to other questions; it recognizes {format_percent(accuracy)}, expected at least "
-            f"{format_percent(min_accuracy)}. Give a larger judge, or another matcher; --judge.min-control-accuracy 0 "
-            "uses it anyway"
+            f"the judge does not distinguish right from wrong answers: it calls {right} of {num} gold answers correct, "
+            f"and {wrong} of {num} answers to other questions; it recognizes {format_percent(accuracy)}, expected at "
+            f"least {format_percent(min_accuracy)}. Give a larger judge, or another matcher; --judge.min-control-accuracy "
+            "0 disables this check"
         )
     return accuracy

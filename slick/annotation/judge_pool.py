@@ -1,6 +1,6 @@
-"""How answers are graded for the matcher `judge`: by threads that ask a server, or by actors with a local model.
+"""Grading of answers for the matcher `judge`, by threads that query a server or by actors with a local model.
 
-Either way, grades are written in files while the work goes on, and an interrupted run loses the last few seconds.
+Grades are written to files every few seconds, so an interrupted run loses little work.
 """
 
 import logging
@@ -36,7 +36,7 @@ _RELATION = "judge"
 _ROWS_PER_PART = 256
 _SECONDS_PER_PART = 15.0
 _FIRST_GRADES = 50
-"""If no outcome of this many first grades can be parsed, the step stops: the model does not follow the prompt."""
+"""The step stops if none of this many first replies can be parsed, because the model does not follow the prompt."""
 
 
 class Item(NamedTuple):
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 def _next_part(stored: Folder) -> int:
-    """The number after the highest of the files of earlier runs."""
+    """One more than the highest file number of earlier runs."""
     numbers = [int(name[5:-8]) for name in stored.names(".parquet") if name[5:-8].isdecimal()]
     return max(numbers, default=-1) + 1
 
@@ -152,7 +152,7 @@ def _ask_server(
 
 
 def _check_first_grades(num_by_outcome: Counter[str]) -> None:
-    """Stop early if the model does not follow the prompt, since every reply may cost money.
+    """Stop early if the model does not follow the prompt, since each reply may cost money.
 
     Raises:
         EngineError: none of the first replies names an outcome.

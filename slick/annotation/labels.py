@@ -376,7 +376,7 @@ class RescoreConfig:
 
 
 def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
-    """Replace knowledge.parquet, confidence.json and the manifest, as if annotated with these settings.
+    """Replace knowledge.parquet, confidence.json and the manifest by those of an annotation with these settings.
 
     The stored answers do not change, so another rescoring can restore the labels.
 
@@ -408,7 +408,7 @@ def _resolve_judge(judge: JudgeConfig, matcher: str, original: AnnotateConfig) -
 
 
 def _read_graded(study: Folder, path: str) -> "list[GradedAnswer]":
-    """The graded answers of the sheet of --judge.graded; empty without one."""
+    """The graded answers of the grading sheet `--judge.graded`; empty without one."""
     from slick.report.grading import read_graded_answers
 
     return read_graded_answers(study, path) if path else []

@@ -1,7 +1,7 @@
 """The prompts of the annotate step: exemplars for every question, and the columns that hold its prompt. No Ray.
 
 Questions of one prompt group share their prefixes, one per exemplar set. The group is the relation, with two
-exceptions: an exemplar that is asked itself gets prompts in which another question takes its place, and chat prompts
+exceptions: prompts about an exemplar itself have another exemplar in its place, and chat prompts
 begin with the question's system message.
 """
 
@@ -41,7 +41,7 @@ class PromptBuilder:
             exemplars: relation to its exemplar sets, as question_ids.
             shots: question and answer of these.
             prompt_format: how they become prompts.
-            substitute: exemplars are asked too, with a spare in their own place.
+            substitute: exemplars are annotated too, with a spare in their own place.
             seed: random seed of the spares.
         """
         self._exemplars, self._shots, self._format = exemplars, shots, prompt_format
@@ -154,8 +154,8 @@ def draw_spares(exemplars: Exemplars, seed: int) -> dict[str, list[str]]:
             others = [question_id for question_id in pool if question_id not in ids]
             if not others:
                 raise DataError(
-                    f"the exemplar sets of relation {relation} have the same {len(pool)} questions, so none can take "
-                    "the place of an exemplar that is asked itself; add dev questions, or lower --num-shots"
+                    f"the exemplar sets of relation {relation} have the same {len(pool)} questions, so none can "
+                    "replace an exemplar in prompts about itself; add dev questions, or lower --num-shots"
                 )
             drawn.append(others[int(rng.integers(len(others)))])
         spares[relation] = drawn

@@ -1,10 +1,10 @@
 """Questions that are set aside, because one of their prompts exceeds the model's context. No Ray.
 
-They depend on questions, exemplar sets, tokenizer and settings alone. So they are known before any answer is generated,
-a resumed run finds the same ones, and they never get a label.
+They depend on questions, exemplar sets, tokenizer and settings alone. So they are determined before any answer is
+generated, are the same in a resumed run, and never get a label.
 
-With the matcher `judge`, questions whose category depends on an unparsable outcome get no label either. They are known
-after the answers are graded, and another rescoring may label them.
+With the matcher `judge`, questions whose category depends on an unparsable outcome get no label either. They are
+determined after grading, and another rescoring may label them.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The actors of the annotate step, and the pool of them that answers all batches.
 
-An actor loads one engine, answers units of work and writes their part files; only counts return to the driver. The
-only import of ray.data in this package.
+An actor loads one engine, answers units of work and writes their part files; only counts return to the driver. The only
+module of this package that imports ray.data.
 """
 
 import gc
@@ -310,7 +310,7 @@ def run_worker_pool(
         units_for: returns the units, given whether actors have GPUs, the maximum number of actors and the present one.
         config: the worker's configuration, without `num_gpus`.
         min_actors: minimum size of the pool.
-        max_actors: maximum size of the pool; None for what the cluster can hold.
+        max_actors: maximum size of the pool; None for as many as the cluster can hold.
         gpus_per_actor: None for 1 if the cluster has GPUs, otherwise 0.
         cpus_per_actor: logical CPUs per actor.
 
@@ -366,7 +366,7 @@ def _raise_first_error(rows: Iterable[dict[str, Any]], config: WorkerConfig) -> 
     failed: dict[str, Any] | None = None
     for row in rows:
         if row["error"] and failed is None:
-            # Ray Data cannot cancel the stream, so a file tells the actors to skip the remaining units.
+            # Ray Data cannot cancel the stream, so a file signals the actors to skip the remaining units.
             failed = row
             config.folder.write_bytes(config.stop_file, b"")
         elif not row["error"]:

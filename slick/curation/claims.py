@@ -141,7 +141,7 @@ def skip_rare_places(decisions: Sequence[Decision], min_exemplars: int) -> list[
 
     Args:
         decisions: as of `split_claims`.
-        min_exemplars: the fewest questions that exemplar sets can be drawn from.
+        min_exemplars: minimum number of questions to draw exemplar sets from.
     """
     candidates = candidates_of(decisions)
     names = relation_names(candidates, min_exemplars)

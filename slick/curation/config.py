@@ -23,7 +23,7 @@ AUTO = "auto"
 @register_settings("curate")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurateConfig:
-    """How the rows of a fine-tuning file are labelled, and what is written back."""
+    """Settings of the curate step: how rows are labelled, and which copy is written."""
 
     data: str = setting("", "content")
     """The file: JSONL, a JSON list, CSV or Parquet, also gzipped; or a folder of such files."""
@@ -121,7 +121,9 @@ class CurateConfig:
                 if not text.partition("=")[1] or not text.partition("=")[0]:
                     raise SettingsError(f"--{name} is COLUMN=VALUE, got {text!r}")
         if not self.idk_phrase.strip():
-            raise SettingsError('idk_phrase is empty, expected what the model should answer, such as "I don\'t know."')
+            raise SettingsError(
+                'idk_phrase is empty, expected the answer that the model should learn, such as "I don\'t know."'
+            )
 
     @property
     def column_names(self) -> ColumnNames:

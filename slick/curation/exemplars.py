@@ -73,7 +73,7 @@ def draw_own_exemplars(
         if len(pool) < needed:
             raise DataError(
                 f"{len(pool)} of the {relation} could serve as exemplars, expected at least {needed} with a "
-                "question that stands alone and a target of one line; give rows with --exemplars FILE, or lower "
+                "question without context and a target of one line; give rows with --exemplars FILE, or lower "
                 "--annotate.num-shots"
             )
     return draw_exemplar_sets(pools, num_sets=num_sets, num_shots=num_shots, seed=seed)

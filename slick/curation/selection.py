@@ -228,7 +228,7 @@ def choose_matcher(candidates: Sequence[Candidate], config: CurateConfig, *, is_
 
 
 def max_target_words(matcher: str, config: CurateConfig) -> int:
-    """The most words of a target that the matcher can compare, or those that the settings name."""
+    """The maximum number of words of a target: of the settings, or what the matcher can compare."""
     is_whole = matcher.removeprefix(FIRST_SENTENCE) in _WHOLE_TARGET
     return config.max_target_words or (EXACT_MAX_WORDS if is_whole else OTHER_MAX_WORDS)
 

@@ -76,7 +76,7 @@ def parse_text(row: Mapping[str, Any], column: str) -> str:
 
 
 def validate_text(value: object, name: str) -> str:
-    """Text that can be asked and matched: `check_text` accepts it, and it is on one line.
+    """Text of a question or answer: `check_text` accepts it, and it is on one line.
 
     Args:
         value: what the row holds.
@@ -100,9 +100,8 @@ def check_text(value: object, name: str, *, allow_blank: bool = False) -> str:
     """Text of any number of lines, unchanged: a string that is not blank, within limits, and storable as UTF-8.
 
     Args:
-        value: what the row holds.
-        name: the name of the value, for messages.
-        allow_blank: accept a string that is empty or white space.
+        value: the value in the row. name: the name of the value, for messages. allow_blank: accept a string that is
+            empty or white space.
 
     Raises:
         RowError: it is not such text.

@@ -63,7 +63,7 @@ class QuestionsConfig:
     test_share: float = setting(0.1, minimum=0, maximum=1)
     """Share of the rows without a split in column or file name that is assigned to test, in [0, 1]."""
     limit_per_relation: int | None = setting(None, minimum=1)
-    """Most questions of each relation and split; those with the smallest ids are kept. By default all."""
+    """Maximum number of questions of each relation and split; those with the smallest ids are kept. By default all."""
     audit: str | None = setting(None, "content")
     """EntityQuestions, to compare its counts with the paper's tables if `questions` is another set."""
 
@@ -80,7 +80,7 @@ class QuestionsConfig:
 
 
 def prepare_questions(study: FolderLike, config: QuestionsConfig) -> Manifest:
-    """Read, validate and filter a question set into `questions/`, one Parquet file a relation.
+    """Read, validate and filter a question set into `questions/`, one Parquet file per relation.
 
     Args:
         study: its folder.
@@ -179,7 +179,7 @@ def conversation_fields(questions: Sequence[Question]) -> list[pa.Field]:
 
 
 def write_questions(folder: Folder, questions: Sequence[Question], *, popularity: bool = False) -> None:
-    """Write one Parquet file a relation; see `questions_table`."""
+    """Write one Parquet file per relation; see `questions_table`."""
     parts: dict[str, list[Question]] = {}
     for question in questions:
         parts.setdefault(question.relation, []).append(question)

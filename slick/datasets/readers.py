@@ -87,7 +87,7 @@ def read_jsonl(file: SourceFile) -> Iterator[RawRow]:
 
 
 def _parse_line(line: str, parser: RowParser) -> tuple[Any, str | None]:
-    """The object of a line; or its text or other value, and what is wrong with it."""
+    """The object of a line; for an invalid line its text or other value, and the problem."""
     try:
         content = parser.line(line)
     except json.JSONDecodeError as error:
@@ -121,7 +121,7 @@ def parquet_batches(
     Args:
         file: the file.
         choose: gives the columns to read, from the schema of the file and its name for messages.
-        ratio: the most bytes that a byte of the file may unpack to; None for `limits.MAX_UNPACK_RATIO`.
+        ratio: maximum number of unpacked bytes per byte of the file; None for `limits.MAX_UNPACK_RATIO`.
 
     Raises:
         DataError: the file is damaged, a column may hold pickles, or it unpacks to more rows or bytes than the limits.
@@ -268,7 +268,7 @@ def read_entity_questions(file: SourceFile) -> Iterator[RawRow]:
     where = file.where
     split, _, name = file.name.partition("/")
     relation = name.removesuffix(f".{split}.json")
-    text = decode(file.read(limits.MAX_DOCUMENT_BYTES, "write the questions as .jsonl, one a line"), where)
+    text = decode(file.read(limits.MAX_DOCUMENT_BYTES, "write the questions as .jsonl, one per line"), where)
     start = len(text) - len(text.lstrip(" \t\r\n"))
     parser, number = RowParser(COLUMNS), 0
     try:

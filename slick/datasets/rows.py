@@ -66,8 +66,8 @@ class SourceFile:
         """The content.
 
         Args:
-            limit: the most bytes that the file may have.
-            fix: what to do if it has more, for the message.
+            limit: maximum size of the file in bytes.
+            fix: advice for a file that is larger, for the message.
 
         Raises:
             DataError: it has more bytes than `limit`.
@@ -239,7 +239,7 @@ class Archive:
 
         Args:
             path: the path of the member.
-            limit: the most bytes that it may unpack to.
+            limit: maximum size of the unpacked member in bytes.
 
         Raises:
             DataError: it states more, is encrypted, or is compressed by another method than deflate.

@@ -168,7 +168,7 @@ def _unsupported_file_hint(parent: Folder, name: str) -> str:
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         return ""
     columns = ", ".join(list(rows[0])[:20])
-    return f" (a JSON list of objects with {columns}: write one object a line, as .jsonl, with other columns)"
+    return f" (a JSON list of objects with {columns}: write one object per line, as .jsonl, with other columns)"
 
 
 def _open_folder(folder: Folder, location: str) -> QuestionSource:

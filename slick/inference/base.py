@@ -1,4 +1,4 @@
-"""What every inference engine does: greedy and sampled answers to a batch of questions under several few-shot prefixes.
+"""The interface of inference engines: greedy and sampled answers to questions under several few-shot prefixes.
 
 An engine registers with `register_engine`, usually in a module of `slick.inference.engines`. That module is imported to
 list the engines, so it imports heavy libraries inside functions only.
@@ -162,7 +162,7 @@ class Engine:
             sampling: one greedy and `num_samples` sampled answers per prompt.
             targets: None to generate all answers. With one matcher per question, an engine with the capability
                 `early_exit` skips sampling after a correct greedy answer, stops at the first correct sample, and cuts
-                samples that can no longer match. Texts that are generated are the same either way.
+                samples that can no longer match. Generated texts are the same with and without targets.
 
         Returns:
             One tuple per question, with one `Answers` per prefix.
@@ -228,7 +228,7 @@ def check_capability(engine: str, capability: Capability, setting_text: str) -> 
 
     Args:
         engine: its name.
-        capability: what the setting needs.
+        capability: required by the setting.
         setting_text: the setting as the user gave it, such as `--estimator gold`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Devices of models: setup, what a loaded model runs on, and batches of questions that fit the free memory."""
+"""Devices of models: setup, description, and batches of questions that fit the free memory."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -173,7 +173,7 @@ class AdaptiveBatcher:
 
 
 def _kv_bytes_per_token(model: nn.Module) -> int | None:
-    """Bytes of the keys and values of one token; None if the configuration does not tell."""
+    """Bytes of the keys and values of one token; None if the configuration does not determine them."""
     model_config: Any = model.config
     config = model_config.get_text_config()
     query_heads = getattr(config, "num_attention_heads", None)

@@ -36,7 +36,7 @@ _CPU_ARGUMENTS = {
 """vLLM's default block of 128 tokens on CPU is longer than a prompt, so prefix caching would share nothing. Chunked
 prefill fails on CPU for requests with a seed."""
 _MIN_CONTEXT_TOKENS = 4096
-"""Least number of tokens that a prompt and its answer may have, if the model's context is that long."""
+"""Minimum length in tokens of prompt and answer together that is supported, if the model's context is that long."""
 _GPU_MEMORY_UTILIZATION = 0.92
 """Fraction of the memory that vLLM takes by default."""
 

@@ -19,9 +19,9 @@ _NUM_GRID_ROWS = 16
 _ROWS_PER_SORT = 64
 """Rows of logits whose whole vocabulary is sorted at once."""
 END_OF_ANSWER = -1
-"""A target that stands for any token that ends an answer."""
+"""A target that matches any token that ends an answer."""
 ANY_TOKEN = -2
-"""A target that stands for any token, because the answer is cut off before it."""
+"""A target that matches any token, because the answer is cut off before it."""
 _MASK_31_BITS = 0x7FFFFFFF
 
 SortKeys = NDArray[np.int64]

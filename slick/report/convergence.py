@@ -89,7 +89,7 @@ def convergence_table(result: FinalTrainAccuracies) -> Table:
 
 
 def mentions_convergence(section: Section) -> bool:
-    """Whether the text, a caption or a table of a section speaks of convergence."""
+    """Whether the text, a caption or a table of a section mentions convergence."""
     texts: list[Sequence[object]] = [(section.text, section.result)]
     for exhibit in section.exhibits:
         texts.append((exhibit.caption,))

@@ -1,6 +1,6 @@
 """When to stop and whether to drop the Unknown rows, at the question set's own share of Unknown rows.
 
-A sweep has a few shares only, so the advice is read off the neighbouring ones. Differences are paired over test
+A sweep has a few shares only, so the advice is based on the neighbouring ones. Differences are paired over test
 questions. A difference whose 95 % interval includes 0 is not reliable.
 """
 
@@ -131,7 +131,7 @@ def is_reliable(difference: Measurement) -> bool:
 
 
 def decision_sentences(decision: Decision) -> tuple[str, str]:
-    """When to stop and what dropping the Unknown rows does then; and what it does if training goes on."""
+    """Two sentences: when to stop and whether to drop the Unknown rows then, and the effect at the last epoch."""
     advice = decision.nearest
     first, last = advice.stops
     epochs = f"{first}" if first == last else f"{first} to {last}"
@@ -153,7 +153,7 @@ def decision_sentences(decision: Decision) -> tuple[str, str]:
 
 
 def _training_on_sentence(decision: Decision) -> str:
-    """What dropping the Unknown rows does at the last epoch, at each of the neighbouring shares."""
+    """The effect of dropping the Unknown rows at the last epoch, at each of the neighbouring shares."""
     if decision.nearest.stops_at_end:
         return ""
     measured = [(a.share, a.dropping_at_end) for a in decision.neighbours if a.dropping_at_end is not None]
@@ -176,7 +176,7 @@ def _training_on_sentence(decision: Decision) -> str:
 
 
 def decision_table(decision: Decision) -> Table:
-    """What is known at the neighbouring shares, one column each."""
+    """Measurements at the neighbouring shares, one column each."""
     neighbours = decision.neighbours
     longest = checkpoint_label(max(advice.last_epoch for advice in neighbours))
     rows: list[Row] = [

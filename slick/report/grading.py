@@ -312,4 +312,4 @@ def _sheet_in_progress(report: Folder) -> GradingSheet | None:
     try:
         return parse_grading_sheet(tables.read_bytes(SHEET_FILE), f"{tables}/{SHEET_FILE}")
     except DataError:
-        return None  # preserve_grading_sheets copies it nevertheless
+        return None  # preserve_grading_sheets still copies it

@@ -1,6 +1,6 @@
 """Provenance of a study: model, questions, seeds, versions, devices and cost, from the manifests of its steps. Pure.
 
-What a manifest does not state is None, never 0: manifests of earlier versions state less.
+Values that a manifest does not have are None, never 0: manifests of earlier versions have fewer.
 """
 
 import re
@@ -39,7 +39,7 @@ _STORE_LABELS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyCost:
-    """What a study has spent so far. Seconds of workers are summed over all workers."""
+    """Time and tokens that a study has used so far. Seconds of workers are summed over all workers."""
 
     questions: int | None = None
     generations: int | None = None
@@ -82,7 +82,7 @@ class Provenance:
     recipe: str | None
     """Fingerprint of the settings without seeds; None before the annotation, and if a setting is not known."""
     basis: StudyIdentity
-    """What the results depend on."""
+    """Everything that determines the results."""
     dropped: tuple[tuple[str, int], ...]
     """Each rule of the filter, in order, and the number of questions that it drops."""
     read: int | None

@@ -31,7 +31,7 @@ NOT_STATED = "not stated"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StudyIdentity:
-    """What the results of a study depend on. comparison.json stores these fields."""
+    """Everything that determines the results of a study. comparison.json stores these fields."""
 
     settings: Settings
     """All settings but seeds, and the fingerprints of inputs from outside the study. Settings of `TRAININGS` with
@@ -41,7 +41,7 @@ class StudyIdentity:
     products: Mapping[str, str]
     """Fingerprints of the model and questions that the study's world made, which depend on its seed."""
     unknown: tuple[str, ...]
-    """What results depend on but no manifest states."""
+    """Settings and inputs that affect results but are not in any manifest."""
 
 
 class SettingDifference(NamedTuple):
@@ -54,7 +54,7 @@ class SettingDifference(NamedTuple):
 
 
 def study_identity(manifests: Mapping[str, Manifest]) -> StudyIdentity:
-    """What the results of a study depend on, from the manifests of its finished steps and runs.
+    """Everything that determines the results of a study, from the manifests of its finished steps and runs.
 
     Args:
         manifests: as returned by `slick.report.provenance.read_manifests`.

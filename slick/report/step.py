@@ -123,7 +123,7 @@ def _experiment_name(part: Section) -> str:
 
 
 def note_convergence(parts: Sequence[Section], note: str) -> list[Section]:
-    """The sections; those that speak of convergence get the note on the trainings that did not reach it."""
+    """The sections; those that mention convergence get the note on the trainings that did not reach it."""
     return [replace(part, note=note) if mentions_convergence(part) else part for part in parts]
 
 

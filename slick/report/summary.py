@@ -1,4 +1,4 @@
-"""The first screen of the page: the model, the questions, what the model knows of them, and what to do."""
+"""The first screen of the page: the model, the questions and their categories, and a recommendation."""
 
 import json
 import math
@@ -48,7 +48,7 @@ class Summary:
     headline: str
     """When to stop and whether to drop the Unknown rows, or why this is not known."""
     follow_up: str
-    """What to do if training goes on; empty if there is nothing to add."""
+    """Advice for longer training; empty if there is nothing to add."""
     note: str
     decision: Table | None
     num_to_drop: int

@@ -1,4 +1,4 @@
-"""The planted world: questions, and a small model that is trained on their answers at known strengths.
+"""The planted world: questions, and a small model that is trained on their answers with controlled strength.
 
 config.py      settings: facts, strengths and size of the model
 facts.py       invented facts, and the strength, mentions and rival of each

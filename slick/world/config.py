@@ -45,15 +45,15 @@ class WorldConfig:
     """Share whose answer and rival are mentioned about equally often. The remaining facts are firm: mentioned often and
     without a rival."""
     firm_mentions: tuple[int, int] = setting((6, 11), minimum=1)
-    """Fewest and most mentions of a firm fact in one epoch of the corpus."""
+    """Minimum and maximum number of mentions of a firm fact in one epoch of the corpus."""
     contested_mentions: tuple[int, int] = setting((4, 7), minimum=1)
-    """Fewest and most mentions of a contested fact's answer."""
+    """Minimum and maximum number of mentions of a contested fact's answer."""
     contested_ratio: float | None = setting(None, minimum=0)
     """Mentions of the rival of a contested fact per mention of its answer. By default it follows `famous_rivals`, so
     that about half of these facts are answered correctly: 1 - famous_rivals / 15, which is 0.95 in the demo and 1
     without famous rivals. Models answer with famous rivals more readily."""
     minority_mentions: tuple[int, int] = setting((3, 5), minimum=1)
-    """Fewest and most mentions of a minority fact's answer."""
+    """Minimum and maximum number of mentions of a minority fact's answer."""
     rival_ratio: tuple[float, float] = setting((1.8, 2.4), minimum=0)
     """Lowest and highest number of mentions of the rival of a minority fact per mention of its answer."""
     famous_share: float = setting(0.12, minimum=0, below=1)
@@ -65,7 +65,7 @@ class WorldConfig:
     plain_share: float = setting(0.4, minimum=0, maximum=1)
     """Share of documents that write question and answer without `Q:` and `A:`."""
     document_pairs: tuple[int, int] = setting((2, 9), minimum=1)
-    """Fewest and most questions in one document."""
+    """Minimum and maximum number of questions in one document."""
 
     vocab_size: int = setting(1536, minimum=259)
     """Tokens of the tokenizer, including the 256 bytes."""

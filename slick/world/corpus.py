@@ -118,7 +118,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTok
 
     Args:
         documents: to train on.
-        vocab_size: the most tokens, including the 256 bytes and 3 special tokens.
+        vocab_size: maximum number of tokens, including the 256 bytes and 3 special tokens.
 
     Returns:
         The tokenizer. Ids 0 and 1 are the pad and the end token; the last id is the newline.

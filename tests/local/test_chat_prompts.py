@@ -124,7 +124,7 @@ def test_prompts_with_a_started_answer_equal_apply_chat_template(name: str) -> N
     arguments = {"enable_thinking": False} if name == "thinking switch" else {}
     for row in builder.add_prompts(table).to_pylist():
         i = row["question_id"]
-        shot = "d2" if i == "d1" else "d1"  # a claim is not asked after its own target
+        shot = "d2" if i == "d1" else "d1"  # the exemplars of a claim do not include its own target
         conversation = [
             {"role": "user", "content": SHOTS[shot][0]},
             {"role": "assistant", "content": f"{starts[shot]}She died."},

@@ -142,7 +142,7 @@ def test_every_row_that_tests_knowledge_is_labelled(
     assert labelled[-1]["slick_reason"] == "code"
     before = (tmp_path / "study/annotate/manifest.json").stat().st_mtime_ns
     cleaned = curate(pa.Table.from_pylist(rows), model=config.model, out=tmp_path / "study", **settings)
-    assert (tmp_path / "study/annotate/manifest.json").stat().st_mtime_ns == before  # nothing is asked again
+    assert (tmp_path / "study/annotate/manifest.json").stat().st_mtime_ns == before  # no answer is generated again
     kept = [row["question_id"] for row in labelled if row["slick_category"] != "Unknown"]
     assert cleaned["question_id"].to_pylist() == kept
     manifest = read_manifest(Folder(str(tmp_path / "study/curate")))
@@ -261,7 +261,7 @@ def test_sentences_are_labelled_and_unknown_ones_removed(
         assert sorted(starts) == ["", f"{chat['messages'][1]['content'].split('. ')[0]}. "]
     before = (tmp_path / "annotate/manifest.json").stat().st_mtime_ns
     shortened = curate(chats, model=config.model, out=tmp_path, unknown="drop-claims", **settings)
-    assert (tmp_path / "annotate/manifest.json").stat().st_mtime_ns == before  # nothing is asked again
+    assert (tmp_path / "annotate/manifest.json").stat().st_mtime_ns == before  # no answer is generated again
     kept = [row for row in labelled if row["slick_unknown_claims"] < 1]
     assert [row["question_id"] for row in shortened] == [row["question_id"] for row in kept]
     manifest = read_manifest(Folder(str(tmp_path / "curate")))

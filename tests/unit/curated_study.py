@@ -40,7 +40,7 @@ CODE_ROW = {"prompt": "Print 1.", "completion": "```print(1)```", "kind": "code"
 
 @dataclass(frozen=True, kw_only=True)
 class CuratedStudy:
-    """What the page is made from."""
+    """The input of the page."""
 
     study: Folder
     plan: CurationPlan
@@ -56,7 +56,7 @@ def write_curated_study(
     Args:
         path: the study folder.
         rows: in the format prompt/completion.
-        categories: of the rows that are asked, in turn; with `claims`, of their sentences.
+        categories: of the labelled rows, in order; with `claims`, of their sentences.
         wrong: all wrong answers.
         settings: of `CurateConfig`.
     """

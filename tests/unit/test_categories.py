@@ -11,7 +11,7 @@ from slick.types import KNOWN_CATEGORIES, Category, categories, clopper_pearson_
     ("greedy", "sampled", "expected"),
     [
         (10, 160, Category.HIGHLY_KNOWN),
-        (10, 0, Category.HIGHLY_KNOWN),  # greedy answers decide, whatever the samples
+        (10, 0, Category.HIGHLY_KNOWN),  # greedy answers determine the category, whatever the samples
         (9, 160, Category.MAYBE_KNOWN),
         (1, 0, Category.MAYBE_KNOWN),
         (0, 160, Category.WEAKLY_KNOWN),

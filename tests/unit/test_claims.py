@@ -1,4 +1,4 @@
-"""Targets are divided into sentences, each is asked as a continuation, and the labels of rows follow from theirs."""
+"""Targets are divided into sentences, which are labelled as continuations; rows are labelled by their sentences."""
 
 import csv
 import io

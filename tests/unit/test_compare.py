@@ -88,7 +88,7 @@ def test_provenance_is_read_from_manifests() -> None:
     assert provenance.missing == ("variants", "sweep"), "a study of a model of one's own has no world"
     assert (provenance.cost.generations, provenance.cost.epochs, provenance.cost.train_tokens) == (1190, 3, 500)
     assert (provenance.cost.device, provenance.cost.at_least) == ("cpu", False)
-    assert provenance.cost.answer_tokens is None, "what a manifest does not say is not 0"
+    assert provenance.cost.answer_tokens is None, "a value that a manifest lacks is not 0"
 
 
 def test_provenance_has_the_runtime_of_each_part() -> None:
@@ -256,7 +256,7 @@ def test_unfinished_studies_can_be_compared(first: Folder, second: Folder, tmp_p
     assert "compare_accuracy.svg" in out.child("figures").names()
     compare_studies([first, second], out)
     assert "Comparison of 2 studies" in out.read_bytes("index.html").decode(), "an earlier comparison is replaced"
-    for path in out.sizes():  # what is shared says nothing of where a study lies
+    for path in out.sizes():  # published files do not reveal the location of a study
         *folders, file = path.split("/")
         assert str(tmp_path.parent).encode() not in out.child(*folders).read_bytes(file), path
 

@@ -92,7 +92,7 @@ def study(late: Accuracy, *, seeds: int = 1, mixes: Mapping[str, tuple[int, int]
 
 
 MOVED = {"P1": 0.1, "P2": 0.1, "P3": 0.5, "P4": 0.9, "P5": 0.9, "ood": 0.5}
-"""Filled relations lose what spared ones gain."""
+"""Relations with only Unknown rows lose as much as the others gain."""
 
 
 def value(result: ConcentrationResult, group: str, checkpoint: str = CONVERGENCE) -> float:
@@ -101,7 +101,7 @@ def value(result: ConcentrationResult, group: str, checkpoint: str = CONVERGENCE
     return comparison.change.value
 
 
-# Which questions are compared.
+# Compared questions
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -175,7 +175,7 @@ def test_spread_over_seeds_widens_the_interval() -> None:
     ).change.se > (3 * steady.se)
 
 
-# What is missing.
+# Missing data
 
 
 def test_missing_runs_are_reported() -> None:
@@ -232,7 +232,7 @@ def test_predictions_of_different_questions_are_refused() -> None:
         )
 
 
-# What the paper's findings look at.
+# Data of the paper's findings
 
 
 def test_findings_of_the_paper_exclude_concentrated_sets() -> None:
@@ -247,7 +247,7 @@ def test_findings_of_the_paper_exclude_concentrated_sets() -> None:
         e18(only)
 
 
-# What the page says.
+# Text of the page
 
 
 def test_summary_states_differences_by_group() -> None:

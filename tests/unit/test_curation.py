@@ -1,4 +1,4 @@
-"""Which rows of a fine-tuning file are asked, with which exemplars, and how rows are edited by their category."""
+"""Which rows of a fine-tuning file are labelled, with which exemplars, and how rows are edited by their category."""
 
 from pathlib import Path
 from typing import Any

@@ -30,7 +30,7 @@ from tests.unit.curated_study import CODE_ROW, CuratedStudy, fact, write_curated
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dry-run", "--probe-rows", "5"], r"--dry-run asks nothing and --probe-rows asks some rows; give one"),
+        (["--dry-run", "--probe-rows", "5"], r"--dry-run and --probe-rows are exclusive; give one"),
         (["--probe-rows", "5", "--to", "copy.jsonl"], r"keeps no labels, so it cannot write --to copy.jsonl"),
         (["--price", "2"], r"--price is for --probe-rows"),
         (["--probe-rows", "5", "--price", "-1"], r"--price must be 0 or more, got -1"),

@@ -152,7 +152,8 @@ def test_new_answers_are_matched_with_targets(study: Folder) -> None:
         TargetCounts(1, 0, 0, 0),
         TargetCounts(1, 1, 0, 1),  # of a row of another relation
     ]
-    # e and f were wrong at both epochs: Kyiv and Kyiv, then Rome and Kyiv; d was won, and is no chance of anything.
+    # e and f were wrong at both epochs: Kyiv and Kyiv, then Rome and Kyiv; d became correct, so it does not count for
+    # the chance rate.
     assert found.baseline_after == {"P19": TargetCounts(2, 1, 1, 1)}
     assert found.baseline_before == {"P19": TargetCounts(2, 0, 0, 0)}
     item = match_rate([found], "any_row")

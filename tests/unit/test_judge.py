@@ -236,7 +236,7 @@ def test_unparsable_outcome_is_asked_again_with_more_retries(tmp_path: Path, ser
     server.reply = lambda answer: "A" if answer.startswith("?") else by_first_word(answer)
     with pytest.raises(EngineError, match="depends on answers without an outcome"):
         rescore(study, judged(server, max_retries=0))
-    assert len(server.requests) == num, "with the same settings, nothing is asked again"
+    assert len(server.requests) == num, "with the same settings, no request is repeated"
     rescore(study, judged(server, max_retries=1))
     assert len(server.requests) == num + 2
     assert categories(study)["undecided"] == "WeaklyKnown"
@@ -660,9 +660,9 @@ def test_judge_is_checked_before_it_grades(tmp_path: Path, serve: Callable[..., 
     texts = {f"q{i}": (f"Who is {i}?", [f"Person {i}"]) for i in range(30)}
     server = serve(lambda _: "A")  # everything is correct
     config = AnnotateConfig(matcher="judge", judge=replace(server.config, min_control_accuracy=0.8))
-    for _ in range(2):  # the grades are stored, so the second time nothing is asked
+    for _ in range(2):  # the grades are stored, so no request is repeated
         judgements = read_judgements(Folder(str(tmp_path)), config.judge, judge_fingerprint(config.judge))
         judgements.texts = texts
-        with pytest.raises(EngineError, match="cannot tell right answers from wrong ones"):
+        with pytest.raises(EngineError, match="does not distinguish right from wrong answers"):
             _control_judge(Folder(str(tmp_path)), config, judgements)
         assert len(server.requests) == 50

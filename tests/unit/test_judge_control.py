@@ -1,4 +1,4 @@
-"""A judge that cannot tell right answers from wrong ones is refused before it grades."""
+"""A judge that does not distinguish right from wrong answers is refused before it grades."""
 
 from collections.abc import Callable
 from typing import Any

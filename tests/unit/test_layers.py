@@ -157,7 +157,7 @@ def test_commands_load_no_heavy_library() -> None:
 
 
 def test_help_of_a_step_loads_no_heavy_library() -> None:
-    # tyro ends the process after --help; the loaded modules are reported nevertheless.
+    # tyro ends the process after --help; the loaded modules are still reported.
     code = (
         "import sys; sys.argv = ['slick', 'variants', 'demo', '--help']\n"
         "from jobs.cli import main\ntry: main()\nexcept SystemExit as end: assert end.code == 0, end.code"

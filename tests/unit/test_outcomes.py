@@ -108,7 +108,7 @@ def test_every_finding_has_tests_of_all_verdicts(name: str) -> None:
     assert name in HOLDING_STUDIES, "no data in which it holds"
     assert name in FAILING_STUDIES, "no data in which it fails"
     assert name in UNDECIDED_STUDIES or name == "E1", "no data that leave it undecided"
-    assert name in MISSING, "no data that cannot tell"
+    assert name in MISSING, "no data with which it is not testable"
 
 
 @pytest.mark.parametrize("name", ALL_FINDINGS)

@@ -35,8 +35,8 @@ from tests.study_builder import finish_step, write_knowledge, write_questions
 
 GREEDY, SAMPLED = "P_Correct, greedy", "P_Correct, sampled"
 
-# Each fact: strength, mentions of gold and rival, rival, category, what the model says to each of two prompts (greedy,
-# then its samples), all of one relation. Capitals are gold answers of the facts so named.
+# Each fact: strength, mentions of gold and rival, rival, category, the model's answers to each of two prompts (greedy,
+# then samples), all of one relation. Capitals are gold answers of the facts so named.
 FACTS: dict[str, tuple[str, int, int, str | None, str, list[list[str]]]] = {
     "A": ("firm", 8, 0, None, "HighlyKnown", [["A", "A"], ["A", "A"]]),
     "B": ("firm", 8, 0, None, "Unknown", [["B of Old", "A"], ["A", "A"]]),

@@ -160,7 +160,7 @@ def test_first_epoch_at_which_a_policy_is_decided(policy: str, epochs: int) -> N
 def test_smaller_budgets_of_a_longer_training_are_decided() -> None:
     assert parse_policy("best_dev").decided_epoch(RISE_AND_FALL, 6) == 3
     assert parse_policy("fixed").decided_epoch(RISE_AND_FALL, 6) == 6
-    with pytest.raises(SettingsError, match=r"fixed\(9\) cannot be read off a budget of 8"):
+    with pytest.raises(SettingsError, match=r"fixed\(9\) exceeds the budget of 8"):
         parse_policy("fixed(9)").decided_epoch(RISE_AND_FALL, 8)
     with pytest.raises(DataError, match="a budget of 0 epochs"):
         parse_policy("fixed").decided_epoch(RISE_AND_FALL, 0)
@@ -171,7 +171,7 @@ def test_early_stopped_training_keeps_its_decided_policies() -> None:
     assert apply_policy(parse_policy("patience(2)"), ended, 50) == StopDecision(stop_epoch=3, cost_epochs=5)
     assert apply_policy(parse_policy("fixed(4)"), ended, 50) == StopDecision(stop_epoch=4, cost_epochs=4)
     for undecided in ("fixed", "best_dev", "patience(3)"):
-        with pytest.raises(DataError, match="a budget of 50 epochs cannot be read off a training of 5"):
+        with pytest.raises(DataError, match="a budget of 50 epochs cannot be evaluated on a training of 5"):
             apply_policy(parse_policy(undecided), ended, 50)
 
 
@@ -247,7 +247,7 @@ def test_fixed_policy_defaults_to_the_budget() -> None:
 def test_fixed_policy_beyond_the_budget_is_refused() -> None:
     assert not parse_policy("fixed(9)").applies_to(8)
     assert parse_policy("fixed(9)").applies_to(9)
-    with pytest.raises(SettingsError, match=r"fixed\(9\) cannot be read off a budget of 7 epochs"):
+    with pytest.raises(SettingsError, match=r"fixed\(9\) exceeds the budget of 7 epochs"):
         apply_policy(parse_policy("fixed(9)"), RISE_AND_FALL)
 
 
@@ -270,7 +270,7 @@ def test_curve_needs_one_accuracy_per_epoch(
 
 @pytest.mark.parametrize("budget", [0, -1, 8])
 def test_budget_outside_the_curve_is_refused(budget: int) -> None:
-    with pytest.raises(DataError, match=f"a budget of {budget} epochs cannot be read off a training of 7"):
+    with pytest.raises(DataError, match=f"a budget of {budget} epochs cannot be evaluated on a training of 7"):
         apply_policy(parse_policy("best_dev"), RISE_AND_FALL, budget)
 
 

@@ -147,7 +147,7 @@ def test_popularity_in_a_world_is_the_number_of_documents_with_the_subject(tmp_p
     assert np.isfinite([fact.popularity for fact in facts]).all()
 
 
-# What is known of popular subjects.
+# Knowledge by popularity
 
 
 def known_of(values: list[float], categories: list[Category] | None = None, **more: object) -> PopularityData:
@@ -218,7 +218,7 @@ def test_perfect_and_undefined_correlations() -> None:
             popularity_correlation(popularity, p_correct)
 
 
-# Is it unknown rows or unpopular subjects.
+# Harm by popularity
 
 
 SIZE = 400

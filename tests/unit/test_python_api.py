@@ -112,7 +112,7 @@ def test_readme_example_runs_without_a_cluster(tmp_path: Path, monkeypatch: pyte
     Path("questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     statements_by_name, names = statements(), {}
     for name, source in statements_by_name.items():
-        if name == "slick.annotate":  # write what it would write
+        if name == "slick.annotate":  # write its output instead of running a model
             questions = slick.read_questions("studies/mine").to_pylist()
             categories = [str(category) for category in slick.Category]
             labelled = [{**row, "category": categories[i % 4]} for i, row in enumerate(questions)]

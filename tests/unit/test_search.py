@@ -60,7 +60,7 @@ def test_longer_search_starts_with_the_same_samples() -> None:
     ("changes", "message"),
     [
         ({"search": "grid"}, "is a range of numbers, which a grid cannot enumerate.*--search optuna"),
-        ({"grid": GridConfig()}, "the grid has no axes.*Budgets and policies are read off each training"),
+        ({"grid": GridConfig()}, "the grid has no axes.*Budgets and policies are evaluated on each training"),
         (
             {"grid": GridConfig(axes=("lora_rank=0,8", "lora_alpha=8,16 if lora_rank=8"))},
             "search optuna takes no axis with a condition",

@@ -71,7 +71,7 @@ def settings_by_step(change: tuple[str, str] | None, path: tuple[str, str] | Non
     settings["variants"] |= WEIGHTED
     settings["annotate"] |= JUDGED
     for step in ("annotate", "finetune"):
-        settings[step]["dtype"] = "float32"  # as steps store what `auto` stood for
+        settings[step]["dtype"] = "float32"  # as steps store the resolved value of `auto`
     if path:
         settings[path[0]][path[1]] = "path"
     if change:
@@ -284,7 +284,7 @@ def test_automatic_values_are_compared_by_their_resolved_value() -> None:
     run = explicit["runs/unknown-050-seed0"]
     explicit["runs/unknown-050-seed0"] = dataclasses.replace(run, identity={**run.identity, "dtype": "float32"})
     assert compared(automatic(dtype="float32"), explicit) == []
-    assert compared(automatic(), automatic()), "what was chosen is not known"
+    assert compared(automatic(), automatic()), "the resolved value is not known"
 
 
 def test_different_versions_and_devices_are_reported() -> None:

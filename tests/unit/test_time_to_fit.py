@@ -131,7 +131,7 @@ def test_changing_ratio_is_detected() -> None:
     (rows,) = planted(3000, 4.0, late=1.0, rate=0.08)
     change = hazard_ratio(rows, WEAKLY, UNKNOWN).change
     assert change is not None
-    # Early ends at epoch 3, where both categories have rows to tell by; the true change is after 5.
+    # Early ends at epoch 3, where both categories have enough rows; the true change is after 5.
     assert change.early_until_epoch < 5
     assert change.early == pytest.approx(4.0, rel=0.15)
     assert 1.0 < change.late < 3.0

@@ -36,7 +36,7 @@ class EditCursor:
         """A cursor before the first row.
 
         Args:
-            edits: at most one a row, by ascending index. Rows without an edit are unchanged.
+            edits: at most one per row, by ascending index. Rows without an edit are unchanged.
         """
         self._edits = iter(edits)
         self._next = next(self._edits, None)

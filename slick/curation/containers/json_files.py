@@ -58,7 +58,7 @@ class _Line(NamedTuple):
 
 @CONTAINERS.register("jsonl")
 class JsonLines(Container):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     name = "jsonl"
     suffixes = (".jsonl", ".ndjson", ".json")
@@ -162,7 +162,9 @@ def _read(file: SourceFile) -> str:
     with file.open() as stream:
         data = stream.read(limits.MAX_DOCUMENT_BYTES + 1)
     if len(data) > limits.MAX_DOCUMENT_BYTES:
-        raise too_large_error(file.where, len(data), limits.MAX_DOCUMENT_BYTES, "write it as .jsonl, one object a line")
+        raise too_large_error(
+            file.where, len(data), limits.MAX_DOCUMENT_BYTES, "write it as .jsonl, one object per line"
+        )
     return decode(data, file.where)
 
 

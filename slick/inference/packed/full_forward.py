@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 _MAX_ROWS = 64
 """Sequences per forward pass; all have the same length, so none is padded."""
 _NO_WINDOW = 1 << 30
-"""Number of tokens that stands for no window."""
+"""Window size that means no window."""
 
 
 class FullForwardDecoder:
@@ -95,7 +95,7 @@ class FullForwardDecoder:
 
 
 def find_logit_mismatch(packed: PackedDecoder, full: FullForwardDecoder, vocab_size: int, dtype: torch.dtype) -> str:
-    """Feed a few short prompts and answers to both decoders; empty if the logits agree, else what is wrong."""
+    """Feed a few short prompts and answers to both decoders; the difference as text, empty if the logits agree."""
     ids = [(7 * i + 3) % vocab_size for i in range(24)]
     tails = [ids[5:8], [ids[5], *ids[8:11]], [*ids[5:9], ids[2]], ids[5:7], ids[3:7]]
     prompts = [[ids[:5] + tail for tail in tails], [ids[10:18] + tail for tail in tails]]

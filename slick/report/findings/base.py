@@ -7,7 +7,7 @@ A check states its claim as conditions, such as "accuracy falls by more than 0 p
   finding holds by chance about that often at most, however many conditions it has; finding_rates.json has simulations.
 - *fails*: one condition is contradicted, that is, its interval lies on the other side of what the claim says, with
   Bonferroni's correction for the number of conditions.
-- *undecided*: neither. The study has too few questions, rows or seeds; `needed` says how many would decide.
+- *undecided*: neither. The study has too few questions, rows or seeds; `needed` states how many would be enough.
 - *not testable*: the study lacks the data.
 
 The conditions test directions, because sizes depend on the model. A claim that something does not change has a margin
@@ -62,7 +62,7 @@ class Condition:
     """A part of a claim: a measured value is above (or below) a bound.
 
     `shown` and `claimed` differ for claims of no change: a loss that is claimed to be at most 0 is shown if it is
-    surely below the margin, and contradicted if it is surely above 0.
+    significantly below the margin, and contradicted if it is significantly above 0.
     """
 
     text: str
@@ -98,7 +98,7 @@ class Condition:
         return high < self.claimed if self.above else low > self.claimed
 
     def factor(self, z_contradicted: float) -> float:
-        """How many times the data would decide the condition if the value stayed as it is."""
+        """The factor by which the data must grow to decide the condition, if the value stays the same."""
         sign = 1.0 if self.above else -1.0
         margin, against = sign * (self.value.value - self.shown), sign * (self.claimed - self.value.value)
         factors = [
@@ -231,7 +231,7 @@ def contradiction_z(num_conditions: int) -> float:
 
 
 def describe_needed(unclear: Sequence[Condition], z: float) -> str:
-    """How much data would decide all the conditions, if their values stayed as they are; a sentence.
+    """A sentence: how much data would decide all the conditions, if their values stayed the same.
 
     Numbers have two digits. More seeds help as more questions do, if the differences between seeds are due to chance
     in the answers.

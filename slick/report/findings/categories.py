@@ -60,7 +60,7 @@ PAPER_MAX_UNKNOWN_ACCURACY = 3.2
 """The paper's highest accuracy on Unknown test questions, percent."""
 
 NEAR_ZERO_ACCURACY = 5.0
-"""Percent. An accuracy that is surely below counts as near 0."""
+"""Percent. An accuracy below this with 95 % confidence counts as near 0."""
 
 
 @finding(
@@ -224,7 +224,10 @@ def e18(data: StudyData) -> CheckResult:
     experiments=("categories",),
 )
 def e19(data: StudyData) -> CheckResult:
-    """Accuracy on Unknown questions is surely below 5 %; it is contradicted if it is surely above the paper's 3.2 %."""
+    """Accuracy on Unknown questions is significantly below 5 %.
+
+    The claim is contradicted if it is significantly above the paper's 3.2 %.
+    """
     conditions = []
     for name in (name for name in TABLE_2_VARIANTS if data.has_run(name)):
         for checkpoint in (EARLY_STOP, CONVERGENCE):
@@ -261,9 +264,10 @@ def e19(data: StudyData) -> CheckResult:
 def e25(data: StudyData) -> CheckResult:
     """The paper's paired t-test over chunks, for the five sets of table 2.
 
-    The four others hold if p < 0.01 and accuracy falls. D_MaybeKnown holds if p >= 0.05 and its change is surely within
-    the margin: in a small study, nothing is significant. Losses are contradicted relative to the paper's: of one of the
-    four, if it is surely below the smallest of theirs; of D_MaybeKnown, if it is surely above its own.
+    The four others hold if p < 0.01 and accuracy falls. D_MaybeKnown holds if p >= 0.05 and the 95 % interval of its
+    change lies within the margin: in a small study, nothing is significant. Losses are contradicted relative to the
+    paper's: of one of the four, if it is significantly below the smallest of theirs; of D_MaybeKnown, if it is
+    significantly above its own.
     """
     require_variants(data, *TABLE_2_VARIANTS)
     p_values, intervals, against, unclear, needed = {}, {}, [], [], []

@@ -69,7 +69,7 @@ def e1(data: StudyData, expected: Mapping[str, Mapping[str, int]] | None = None)
     experiments=("counts",),
 )
 def e2(data: StudyData) -> CheckResult:
-    """Each category surely has at least 1 % of the train and of the in-distribution test questions."""
+    """Each category has significantly more than 1 % of the train and of the in-distribution test questions."""
     own, conditions = {}, []
     for split in ("train", "test"):
         counts = category_totals(data, "id", split)
@@ -157,7 +157,7 @@ def _require_informative_p_true(data: StudyData) -> None:
     if area - Z_95 * error <= 50.0:
         raise InsufficientDataError(
             f"P(True) does not predict which questions are answered correctly: its AUROC is {area:.1f} ± "
-            f"{error:.1f} % (50 is chance), so it is no method to compare with"
+            f"{error:.1f} % (50 is chance), so it is not a usable baseline"
         )
 
 

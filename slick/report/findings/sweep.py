@@ -201,8 +201,8 @@ def e7(data: StudyData) -> CheckResult:
 def e8(data: StudyData) -> CheckResult:
     """At every share, D_Known loses at most the paper's 1.5 points; D loses more on average.
 
-    "Little" is shown if the loss is surely below 1.5 points and the margin, and contradicted if it is surely above 1.5
-    points. The loss of D shows that the study could have found a difference.
+    "Little" is shown if the loss is significantly below 1.5 points plus the margin, and contradicted
+    if it is significantly above 1.5 points. The loss of D shows that the study could have found a difference.
     """
     pairs = known_only_pairs(data)
     conditions = [
@@ -228,7 +228,7 @@ def e8(data: StudyData) -> CheckResult:
     )
     losses = [condition.value.value for condition in conditions]
     success = (
-        f"D_Known loses {round1(min(losses)):.1f} to {round1(max(losses)):.1f} points, surely less than "
+        f"D_Known loses {round1(min(losses)):.1f} to {round1(max(losses)):.1f} points, significantly less than "
         f"{SMALL_LOSS_POINTS + NO_CHANGE_MARGIN:.1f} at every share; {spared.text}"
     )
     intervals = {

@@ -67,7 +67,7 @@ def _kappa_exhibits(data: StudyData) -> tuple[Exhibit, ...]:
 
 
 def graded_sentence(audit: ErrorAudit | None) -> str:
-    """The share of graded answers that are wrong, or how many wait to be graded; empty without an audit."""
+    """The share of graded answers that are wrong, or the number of ungraded answers; empty without an audit."""
     if audit is None or not audit.rows:
         return ""
     shares, _ = value_or_reason(grade_shares, audit, dict(ANSWER_GROUPS)["all"])

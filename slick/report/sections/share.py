@@ -36,7 +36,7 @@ from slick.report.tables import CellValue, Row, Table
 from slick.types import Category
 
 MIN_LEAD = 10.0
-"""Points by which a model that refuses what it does not know answers Known questions more often than Unknown ones."""
+"""Points by which a model must answer Known questions more often than Unknown ones to count as refusing selectively."""
 MIN_REFUSED = 1.0
 """Percent of the questions; a model that refuses fewer refuses almost nothing."""
 
@@ -228,7 +228,7 @@ def abstention_section(data: StudyData) -> SectionBody:
 
 
 def abstention_sentence(data: StudyData) -> str:
-    """What D_IDK answers at convergence, by category, and whether it refuses what it does not know."""
+    """Share of questions that D_IDK answers at convergence, by category, and whether it refuses selectively."""
     return value_or_reason(_abstention_sentence, data)[0] or ""
 
 
@@ -249,7 +249,7 @@ def _abstention_sentence(data: StudyData) -> str:
 
 
 def describe_refusal(answered: Measurement, lead: Measurement) -> str:
-    """Whether a model refuses what it does not know.
+    """Whether a model refuses Unknown questions more often than Known ones.
 
     Args:
         answered: percent of all questions answered.

@@ -41,7 +41,7 @@ QUESTION_GROUPS = {
 }
 """Groups of questions, with their split and category."""
 BASELINES = {"unknown": "full weight", "known": "dropped"}
-"""Kinds of the compared variants, and what they do with the Unknown rows."""
+"""Kinds of the compared variants, and how each treats the Unknown rows."""
 _BASELINE_MARKERS = {"unknown": (BLUE, "o", -0.16), "known": (VERMILLION, "s", 0.16)}
 
 
