@@ -73,7 +73,7 @@ def check_judge(answers: Sequence[ControlAnswer], outcomes: Sequence[str], min_a
         raise EngineError(
             f"the judge does not distinguish right from wrong answers: it calls {right} of {num} gold answers correct, "
             f"and {wrong} of {num} answers to other questions; it recognizes {format_percent(accuracy)}, expected at "
-            f"least {format_percent(min_accuracy)}. Give a larger judge, or another matcher; --judge.min-control-accuracy "
-            "0 disables this check"
+            f"least {format_percent(min_accuracy)}. Give a larger judge, or another matcher; "
+            "--judge.min-control-accuracy 0 disables this check"
         )
     return accuracy

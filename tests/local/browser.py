@@ -135,7 +135,7 @@ class PageSnapshot:
     covered: list[str] = field(default_factory=list)
     """Texts under another element, with all parts unfolded."""
     without_cue: list[str] = field(default_factory=list)
-    """Tables of the delivered page that go on beyond their right edge without a visible cue."""
+    """Tables of the delivered page that overflow to the right without a visible cue."""
     printed: dict[str, Any] = field(default_factory=dict)
     """The same for print media."""
     num_pages: int = 0
