@@ -5,7 +5,7 @@ binomial. The error of a difference is paired by test row if the predictions of 
 more, no error is smaller than that over seeds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -307,6 +307,11 @@ class StudyData:
     def mean_epoch(self, name: str, checkpoint: CheckpointRef) -> float:
         """The epoch of a checkpoint, averaged over seeds."""
         return float(np.mean([run.epoch(checkpoint) for run in self.runs_for(name)]))
+
+
+def share_nearest_to_half(shares: Iterable[float]) -> float:
+    """The share nearest to 50 %, which sections show if there are several; 0.5 without any."""
+    return min(shares, key=lambda share: abs(share - 0.5), default=0.5)
 
 
 def _scale(weights: NDArray[np.float64]) -> float:

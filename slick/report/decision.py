@@ -19,7 +19,7 @@ from slick.report.measurements import (
     Measurement,
     checkpoint_label,
     format_difference,
-    interval_ends,
+    is_significant,
     round1,
     value_or_reason,
 )
@@ -87,7 +87,7 @@ def decide(data: StudyData) -> Decision:
     total, unknown = sum(totals.values()), totals[str(Category.UNKNOWN)]
     sweep = dict(data.sweep_variants())
     shares = neighbouring_shares(sorted(sweep), unknown / total)
-    known = {round(share, 6): name for share, name in _known_variants(data)}
+    known = {round(share, 6): name for share, name in data.sweep_variants("known", min_shares=0)}
     neighbours = [_advice(data, share, sweep[share], known.get(round(share, 6))) for share in shares]
     nearest = min(neighbours, key=lambda advice: (abs(advice.share - unknown / total), -advice.share))
     return Decision(
@@ -124,12 +124,6 @@ def neighbouring_shares(shares: Sequence[float], own: float) -> list[float]:
     return equal[:1] or [*below[-1:], *above[:1]]
 
 
-def is_reliable(difference: Measurement) -> bool:
-    """Whether the 95 % interval of a difference excludes 0."""
-    low, high = interval_ends(difference)
-    return low > 0 or high < 0
-
-
 def decision_sentences(decision: Decision) -> tuple[str, str]:
     """Two sentences: when to stop and whether to drop the Unknown rows then, and the effect at the last epoch."""
     advice = decision.nearest
@@ -144,7 +138,7 @@ def decision_sentences(decision: Decision) -> tuple[str, str]:
     dropping = advice.dropping_at_stop
     if dropping is None or not decision.num_unknown:
         return f"{stop}.", ""
-    if not is_reliable(dropping):
+    if not is_significant(dropping):
         return f"{stop}: dropping the {rows} then makes {NOT_RELIABLE}.", _training_on_sentence(decision)
     points = f"{abs(round1(dropping.value)):.1f} points of test accuracy"
     if dropping.value > 0:
@@ -157,7 +151,7 @@ def _training_on_sentence(decision: Decision) -> str:
     if decision.nearest.stops_at_end:
         return ""
     measured = [(a.share, a.dropping_at_end) for a in decision.neighbours if a.dropping_at_end is not None]
-    reliable = [(share, change) for share, change in measured if is_reliable(change)]
+    reliable = [(share, change) for share, change in measured if is_significant(change)]
     start = f"If you train on to epoch {decision.nearest.last_epoch}"
     if not measured:
         return ""
@@ -166,7 +160,7 @@ def _training_on_sentence(decision: Decision) -> str:
     effects = " and ".join(
         f"{format_difference(change)} points at {format_percent(share)} Unknown rows" for share, change in reliable
     )
-    others = [format_percent(share) for share, change in measured if not is_reliable(change)]
+    others = [format_percent(share) for share, change in measured if not is_significant(change)]
     rest = f"; at {' and '.join(others)} there is {NOT_RELIABLE}" if others else ""
     gains = [change.value > 0 for _, change in reliable]
     verb = "drop" if all(gains) else "keep" if not any(gains) else ""
@@ -202,7 +196,7 @@ def decision_table(decision: Decision) -> Table:
         (i, j)
         for i, row in enumerate(changes, start=2)
         for j, change in enumerate(row, start=1)
-        if change is not None and is_reliable(change)
+        if change is not None and is_significant(change)
     )
     return Table(name="decision", columns=("at the nearest shares", *heads), rows=tuple(rows), strong=reliable)
 
@@ -263,10 +257,6 @@ def _change_cell(change: Measurement | None) -> str | None:
     if change is None:
         return None
     return format_difference(change)
-
-
-def _known_variants(data: StudyData) -> list[tuple[float, str]]:
-    return value_or_reason(data.sweep_variants, "known")[0] or []
 
 
 def _advice(data: StudyData, share: float, name: str, known: str | None) -> ShareAdvice:

@@ -22,6 +22,9 @@ ANY_KNOWN = "Known"
 MIN_SEEDS = 3
 """With at least this many seeds, standard errors include the variance between seeds."""
 
+PAIRING_NOTE = "Differences are paired over questions; from three seeds on, their error is at least the one over seeds."
+"""How differences are measured, for the text of sections."""
+
 Z_95 = 1.96
 """Half the width of a 95 % interval, in standard errors. Larger differences exceed noise."""
 
@@ -120,6 +123,18 @@ def mean_measurement(cells: Sequence[Measurement]) -> Measurement:
 def interval_ends(cell: Measurement) -> tuple[float, float]:
     """Both ends of the 95 % interval, not rounded."""
     return cell.value - Z_95 * cell.se, cell.value + Z_95 * cell.se
+
+
+def is_significant(difference: Measurement) -> bool:
+    """Whether the 95 % interval of a difference excludes 0."""
+    low, high = interval_ends(difference)
+    return low > 0 or high < 0
+
+
+def rounded_with_interval(cell: Measurement) -> tuple[float, float, float]:
+    """A measurement and the ends of its 95 % interval, with three decimals, for CSV files."""
+    low, high = interval_ends(cell)
+    return round(cell.value, 3), round(low, 3), round(high, 3)
 
 
 def confidence_interval(cell: Measurement) -> list[float]:

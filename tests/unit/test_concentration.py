@@ -10,7 +10,7 @@ import pytest
 from slick.report.charts import render_figure
 from slick.report.data import Predictions, Run, StudyData, Variant
 from slick.report.findings.categories import e18
-from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError, is_significant
 from slick.report.sections.concentration import (
     ALL_TEST,
     KNOWN_RELATIONS,
@@ -23,7 +23,6 @@ from slick.report.sections.concentration import (
     concentration_numbers_table,
     concentration_section,
     concentration_table,
-    is_significant,
     load_test_ids,
     summary_text,
 )

@@ -15,10 +15,9 @@ from slick.report.decision import (
     decision_note,
     decision_sentences,
     decision_table,
-    is_reliable,
     neighbouring_shares,
 )
-from slick.report.measurements import InsufficientDataError, Measurement
+from slick.report.measurements import InsufficientDataError, Measurement, is_significant
 from slick.report.summary import model_size
 from slick.storage import Folder
 
@@ -58,10 +57,10 @@ def test_neighbouring_shares_enclose_the_share_of_the_labels() -> None:
     assert neighbouring_shares([0.5], 0.29) == [0.5]
 
 
-def test_difference_is_reliable_if_its_interval_excludes_0() -> None:
-    assert is_reliable(SURE_GAIN)
-    assert is_reliable(SURE_LOSS)
-    assert not is_reliable(NOISE)
+def test_difference_is_significant_if_its_interval_excludes_0() -> None:
+    assert is_significant(SURE_GAIN)
+    assert is_significant(SURE_LOSS)
+    assert not is_significant(NOISE)
 
 
 def test_dropping_helps_at_convergence_but_not_at_early_stop() -> None:

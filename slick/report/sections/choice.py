@@ -122,7 +122,10 @@ def summary_sentences(data: StudyData, recommendation: Recommendation) -> list[s
 def with_paired_intervals(data: StudyData, choice: RecommendedTrial, trial: TrialSpec) -> RecommendedTrial:
     """The recommendation with intervals that are paired over test questions, where one seed gives no others."""
     shares = [share for share, _ in data.sweep_variants() if choice.share in (None, share)]
-    names = {kind: {round(s, 6): name for s, name in _variants(data, kind)} for kind in ("unknown", "known")}
+    names = {
+        kind: {round(s, 6): name for s, name in data.sweep_variants(kind, min_shares=0)}
+        for kind in ("unknown", "known")
+    }
     d = [names["unknown"][round(share, 6)] for share in shares]
     pairs = [(names["known"][key], names["unknown"][key]) for s in shares if (key := round(s, 6)) in names["known"]]
 
@@ -148,10 +151,6 @@ def with_paired_intervals(data: StudyData, choice: RecommendedTrial, trial: Tria
             filtering, lambda: [t for k, n in pairs for t in ((share, k, stop(k)), (-share, n, stop(n)))]
         )
     return replace(choice, gain=gain, filtering=filtering)
-
-
-def _variants(data: StudyData, kind: str) -> list[tuple[float, str]]:
-    return value_or_reason(data.sweep_variants, kind)[0] or []
 
 
 def _stopping_checkpoint(data: StudyData, name: str, trial: TrialSpec) -> CheckpointRef:

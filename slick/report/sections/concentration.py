@@ -17,23 +17,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from slick.formatting import format_percent
-from slick.report.charts import (
-    BLUE,
-    VERMILLION,
-    format_dot_axes,
-    plot_interval_dots,
-)
-from slick.report.data import StudyData, Variant
+from slick.report.charts import BLUE, VERMILLION, format_dot_axes, plot_interval_dots
+from slick.report.data import StudyData, Variant, share_nearest_to_half
 from slick.report.measurements import (
     CONVERGENCE,
     EARLY_STOP,
-    Z_95,
+    PAIRING_NOTE,
     InsufficientDataError,
     Measurement,
     checkpoint_label,
     format_difference,
-    interval_ends,
+    is_significant,
     round1,
+    rounded_with_interval,
     value_or_reason,
 )
 from slick.report.page import GROUP_EXTENSIONS, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
@@ -110,8 +106,7 @@ def concentration_section(data: StudyData) -> SectionBody:
         result=summary_text(data),
         text="The concentrated set has as many rows per relation, and as many Unknown rows in total, as the set of "
         "the sweep. Its Unknown rows fill whole relations, chosen at random by the seed; the other relations have "
-        "only Known rows. arXiv:2511.02626 finds that entirely new kinds of knowledge harm most. Differences are "
-        "paired over questions; from three seeds on, their error is at least the one over seeds.",
+        f"only Known rows. arXiv:2511.02626 finds that entirely new kinds of knowledge harm most. {PAIRING_NOTE}",
         exhibits=(
             figure_exhibit(
                 "Test accuracy of the concentrated set minus that of the spread set, in points, with 95 % intervals.",
@@ -195,7 +190,8 @@ def _difference_or_none(group_comparison: GroupComparison) -> Measurement | None
 
 def _nearest_to_half(results: list[ConcentrationResult]) -> ConcentrationResult:
     """The result at the share nearest to 50 %, shown in the figure and the text."""
-    return min(results, key=lambda result: abs(result.share - 0.5))
+    share = share_nearest_to_half(result.share for result in results)
+    return next(result for result in results if result.share == share)
 
 
 def concentration_table(results: list[ConcentrationResult]) -> Table:
@@ -226,8 +222,7 @@ def concentration_numbers_table(results: list[ConcentrationResult]) -> Table:
         for comparison in result.comparisons:
             values: Row = (None,) * 3
             if comparison.comparison is not None:
-                change = comparison.comparison.change
-                values = tuple(round(value, 3) for value in (change.value, *interval_ends(change)))
+                values = rounded_with_interval(comparison.comparison.change)
             relations = " ".join(sorted(relations_by_group.get(comparison.group, ())))
             share = round(100 * result.share, 2)
             rows.append(
@@ -319,8 +314,3 @@ def load_test_ids(study: Folder) -> dict[str, NDArray[np.str_]]:
     for question_id, relation in zip(table["question_id"].to_pylist(), table["relation"].to_pylist(), strict=True):
         ids.setdefault(relation, []).append(question_id)
     return {relation: np.array(sorted(question_ids), dtype=str) for relation, question_ids in sorted(ids.items())}
-
-
-def is_significant(change: Measurement) -> bool:
-    """True if 0 is outside the 95 % interval of the difference."""
-    return abs(change.value) > Z_95 * change.se

@@ -12,7 +12,6 @@ from slick.report.data import StudyData
 from slick.report.measurements import (
     CONVERGENCE,
     EARLY_STOP,
-    Z_95,
     CheckpointRef,
     InsufficientDataError,
     Measurement,
@@ -20,6 +19,7 @@ from slick.report.measurements import (
     confidence_interval,
     format_with_error,
     format_with_interval,
+    is_significant,
     round1,
     value_or_reason,
 )
@@ -99,7 +99,7 @@ def summary_sentences(data: StudyData, compared: Callable[[], ComparisonByCheckp
 
 
 def _comparison_phrase(comparison: p_true.PTrueComparison) -> str:
-    if abs(comparison.gap.value) <= Z_95 * comparison.gap.se:
+    if not is_significant(comparison.gap):
         return "about as often as P(True)'s (within noise)"
     return f"{'less' if comparison.gap.value < 0 else 'more'} often than P(True)'s"
 

@@ -22,8 +22,8 @@ from slick.report.measurements import (
     InsufficientDataError,
     checkpoint_label,
     format_with_interval,
-    interval_ends,
     round1,
+    rounded_with_interval,
     value_or_reason,
 )
 from slick.report.page import GROUP_EXTENSIONS, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
@@ -277,8 +277,8 @@ def harm_table(data: StudyData) -> Table:
         cells: Row = (None,) * 7
         if estimate.comparison is not None:
             first, second, change, num = estimate.comparison
-            values = (first.value, second.value, change.value, *interval_ends(change))
-            cells = (num, *(round(value, 3) for value in values), change.num_seeds)
+            accuracies = (round(first.value, 3), round(second.value, 3))
+            cells = (num, *accuracies, *rounded_with_interval(change), change.num_seeds)
         rows.append(
             (
                 round(100 * estimate.share),

@@ -12,17 +12,18 @@ import numpy as np
 
 from slick.formatting import format_percent
 from slick.report.charts import BLUE, VERMILLION, format_dot_axes, plot_interval_dots
-from slick.report.data import StudyData
+from slick.report.data import StudyData, share_nearest_to_half
 from slick.report.measurements import (
     ANY_KNOWN,
     CONVERGENCE,
     EARLY_STOP,
+    PAIRING_NOTE,
     InsufficientDataError,
     Measurement,
     checkpoint_label,
     format_difference,
-    interval_ends,
     round1,
+    rounded_with_interval,
     value_or_reason,
 )
 from slick.report.page import GROUP_EXTENSIONS, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
@@ -75,8 +76,7 @@ def weights_section(data: StudyData) -> SectionBody:
         result=summary_text(data),
         text="The weighted set has the rows of D, but each token of an Unknown row counts less in the training loss, "
         "which is the weighted mean over the answer tokens of a batch. It is compared with D, whose rows have full "
-        "weight, and with D_Known, from which the Unknown rows are dropped. Differences are paired over questions; "
-        "from three seeds on, their error is at least the one over seeds.",
+        f"weight, and with D_Known, from which the Unknown rows are dropped. {PAIRING_NOTE}",
         exhibits=(
             figure_exhibit(
                 f"Test accuracy of the weighted set minus that of D and of D_Known at {checkpoint_label(CONVERGENCE)}, "
@@ -171,7 +171,7 @@ def weights_numbers_table(comparisons: list[WeightComparison]) -> Table:
                     BASELINES[kind],
                     comparison.group,
                     checkpoint_label(comparison.checkpoint),
-                    *(round(value, 3) for value in (change.value, *interval_ends(change))),
+                    *rounded_with_interval(change),
                 )
             )
     columns = ("variant", "unknown_percent", "compared_with", "questions", "checkpoint", "difference_points")
@@ -226,8 +226,8 @@ def _compare(
 
 def _nearest_to_half(comparisons: list[WeightComparison]) -> list[WeightComparison]:
     """The comparisons at the share nearest to 50 %, shown in the figure and the text."""
-    nearest = min((comparison.share for comparison in comparisons), key=lambda share: abs(share - 0.5), default=0.5)
-    return [comparison for comparison in comparisons if comparison.share == nearest]
+    share = share_nearest_to_half(comparison.share for comparison in comparisons)
+    return [comparison for comparison in comparisons if comparison.share == share]
 
 
 def load_unknown_weights(study: Folder) -> dict[str, float]:
