@@ -108,7 +108,7 @@ def read_config_file(location: str) -> ConfigFile:
         location: a path or a URI.
 
     Raises:
-        DataError: as `parse_user_json` and `parse_yaml`.
+        DataError: see `parse_user_json` and `parse_yaml`.
         SettingsError: it is a folder, holds no settings, or has a key or value that is an address with a secret.
     """
     file = Folder(location)
@@ -288,7 +288,7 @@ def step_settings(file: ConfigFile, step: str) -> dict[str, Any]:
     """Settings of a step by dotted path, from a file of a whole study.
 
     Raises:
-        SettingsError: as `study_settings`, or the file has no settings for the step.
+        SettingsError: see `study_settings`, or the file has no settings for the step.
     """
     values, is_resolved = _validated_settings(file)
     if not is_resolved:

@@ -221,7 +221,7 @@ class FlagParser(argparse.ArgumentParser):
         """The values of the parser's flags; other arguments are an error.
 
         Raises:
-            SettingsError: as `parse_known`, or there are other arguments.
+            SettingsError: see `parse_known`, or there are other arguments.
         """
         known, rest = self.parse_known(argv)
         unknown = [name for name in map(flag_name, rest) if name]

@@ -87,7 +87,7 @@ def demo_sweep() -> SweepConfig:
 
 
 def demo_variants_sweep() -> SweepConfig:
-    """As `demo_sweep`, for every variant of the demo. In a study the experiments determine the variants."""
+    """Like `demo_sweep`, for every variant of the demo. In a study the experiments determine the variants."""
     config = demo_sweep()
     return replace(config, grid=replace(config.grid, variants=variant_names(demo_variants())))
 

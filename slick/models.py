@@ -120,7 +120,7 @@ def ignored_model_settings(model: str) -> list[str]:
     """Files and settings of a model that have no effect, such as sampling settings, one sentence each.
 
     Raises:
-        ModelError: as `resolve_model`.
+        ModelError: see `resolve_model`.
     """
     ref = resolve_model(model)
     return [] if ref.gguf_file else ignored_settings(ref.folder)

@@ -118,7 +118,7 @@ class RowParser:
         return (value for value, _, _ in self.item_spans(text, start))
 
     def item_spans(self, text: str, start: int) -> Iterator[tuple[Any, int, int]]:
-        """As `items`, each with where it starts and ends."""
+        """Like `items`, each value with its start and end."""
         at, end = _skip_whitespace(text, start + 1), start
         mark = text[at : at + 1]
         while mark != "]":
@@ -133,7 +133,7 @@ class RowParser:
             raise json.JSONDecodeError("Extra data", text, rest)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """As `json` makes it, but `json` silently takes the last value of a repeated key."""
+        """The object as `json` parses it, except that `json` silently takes the last value of a repeated key."""
         row = dict(pairs)
         if len(row) < len(pairs):
             repeated = sorted(key for key, num in Counter(k for k, _ in pairs).items() if num > 1)

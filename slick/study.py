@@ -204,7 +204,7 @@ def needs_work(folder: Folder, step: str, identity: str, settings: object) -> bo
 
 
 def begin_step(folder: Folder, step: str, identity: str, settings: object) -> bool:
-    """As `needs_work`; if the step is not finished, also write `started.json`.
+    """Like `needs_work`; also writes `started.json` if the step is not finished.
 
     An unfinished folder with the same identity is kept, so that the step resumes.
     """

@@ -379,7 +379,7 @@ def read_knowledge(study: FolderLike, columns: Sequence[str] | None = None) -> p
     """The knowledge table of a study, or some of its columns. Optional columns may be absent.
 
     Returns:
-        As `KNOWLEDGE_SCHEMA`, sorted by (relation, domain, split, question_id).
+        A table of `KNOWLEDGE_SCHEMA`, sorted by (relation, domain, split, question_id).
 
     Raises:
         StudyError: the annotate step is not finished, or the table is invalid.

@@ -91,7 +91,7 @@ def find_too_long(questions: pa.Table, store: AnswerSetSpec, context: int, count
         count_tokens: called only for prompts that may not fit by their number of bytes.
 
     Returns:
-        As `SET_ASIDE_SCHEMA`, in the order of the questions.
+        A table of `SET_ASIDE_SCHEMA`, in the order of the questions.
 
     Raises:
         DataError: the exemplars of a relation leave no room for any question.

@@ -181,7 +181,7 @@ def replace_in_chat(messages: Sequence[Any], turn: int, new_target: str) -> list
     """A copy of a list of messages in which the content of one assistant message is replaced.
 
     Args:
-        messages: as `chat_examples` accepts them.
+        messages: see `chat_examples`.
         turn: `Example.turn`.
         new_target: the new content. A list of text parts becomes a list of one.
     """

@@ -140,7 +140,7 @@ def skip_rare_places(decisions: Sequence[Decision], min_exemplars: int) -> list[
     """The decisions without questions that have too few others like them for exemplars.
 
     Args:
-        decisions: as of `split_claims`.
+        decisions: see `split_claims`.
         min_exemplars: minimum number of questions to draw exemplar sets from.
     """
     candidates = candidates_of(decisions)

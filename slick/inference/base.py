@@ -179,7 +179,7 @@ class Engine:
             One tuple per question, with one `GoldScore` per prefix.
 
         Raises:
-            EngineError: as `generate`.
+            EngineError: see `generate`.
         """
         raise NotImplementedError
 
@@ -195,7 +195,7 @@ class Engine:
             whole vocabulary.
 
         Raises:
-            EngineError: as `generate`.
+            EngineError: see `generate`.
         """
         raise NotImplementedError
 

@@ -38,5 +38,5 @@ def test_one_difference_in_few_rows_is_not_significant() -> None:
 
 
 def test_rows_that_cannot_be_paired_are_refused() -> None:
-    with pytest.raises(ValueError, match="as many of each model; got 3 and 4"):
+    with pytest.raises(ValueError, match="equally many of each model; got 3 and 4"):
         paired_p_value(np.ones(3), np.ones(4))

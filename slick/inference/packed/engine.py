@@ -241,7 +241,7 @@ class TransformersEngine(Engine):
         """Score the gold answer of each question; see `Engine.score`.
 
         Raises:
-            EngineError: as `generate`.
+            EngineError: see `generate`.
         """
         return self._run_batched(batch, sampling, lambda part, questions: self._score(questions, gold[part], sampling))
 
@@ -249,7 +249,7 @@ class TransformersEngine(Engine):
         """Log-probability that each answer begins with each choice; see `Engine.log_probabilities`.
 
         Raises:
-            EngineError: as `generate`.
+            EngineError: see `generate`.
         """
         assert len(batch.prefixes) == 1
         return self._run_batched(

@@ -229,7 +229,7 @@ def _fit_whole_curves(data: StudyData, split: str) -> LinearFit:
     """The linear model with one data point per epoch and run.
 
     Raises:
-        InsufficientDataError: as `fit_linear_model`, or a run has fewer than `MIN_EPOCHS` measured epochs.
+        InsufficientDataError: see `fit_linear_model`, or a run has fewer than `MIN_EPOCHS` measured epochs.
     """
     runs, num = np.unique(regression_sample(data, split).runs_P, return_counts=True)
     if num.min() < MIN_EPOCHS:

@@ -109,7 +109,7 @@ def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
     experiments=("p_true",),
 )
 def e20(data: StudyData) -> CheckResult:
-    """At both checkpoints, accuracy on SliCK's Unknown questions is below that on as many with the lowest P(True).
+    """At both checkpoints, accuracy is lower on SliCK's Unknown questions than on equally many of lowest P(True).
 
     Not testable where P(True) is not informative: any score would do as well as random numbers there.
     """

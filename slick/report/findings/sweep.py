@@ -304,7 +304,7 @@ def known_only_pairs(data: StudyData) -> list[tuple[float, str, str]]:
 
 
 def half_unknown_variant(data: StudyData) -> str:
-    """The variant of which half of the rows are Unknown.
+    """The variant with 50 % Unknown rows.
 
     Raises:
         InsufficientDataError: it was not run.

@@ -136,7 +136,7 @@ def paired_p_value(
     """
     if first.shape != second.shape or len(first) < 2:
         raise ValueError(
-            f"a paired test needs at least two rows, as many of each model; got {len(first)} and {len(second)}"
+            f"a paired test needs at least two rows, equally many of each model; got {len(first)} and {len(second)}"
         )
     gaps = first - second
     if not gaps.any():

@@ -1,7 +1,7 @@
 """P(True) compared with SliCK: the test questions each labels Unknown, and D_Natural's accuracy on them.
 
 A threshold on P(True) labels all questions below it Unknown. The two methods are compared at an equal share: SliCK's
-Unknown questions, and as many with the lowest P(True). Questions tied at that edge are weighted equally, so that the
+Unknown questions, and equally many of lowest P(True). Questions tied at that edge are weighted equally, so that the
 number is exact and the accuracy is the expectation over random choices among the ties.
 
 The standard error of a single accuracy is its binomial one or, from three seeds on, the one over seeds if that is
@@ -261,7 +261,7 @@ def threshold_curve(data: StudyData, checkpoint: CheckpointRef) -> ThresholdCurv
     """Share labelled Unknown by P(True) and accuracy on it, at every threshold that changes the set.
 
     Raises:
-        InsufficientDataError: as `natural_predictions` and `p_true_per_question`.
+        InsufficientDataError: see `natural_predictions` and `p_true_per_question`.
     """
     rows = natural_predictions(data, checkpoint)
     values_G, group_Q = np.unique(p_true_per_question(data, rows), return_inverse=True)
@@ -279,10 +279,10 @@ def threshold_curve(data: StudyData, checkpoint: CheckpointRef) -> ThresholdCurv
 
 
 def compare_at_equal_share(data: StudyData, checkpoint: CheckpointRef, seed: int = 0) -> PTrueComparison:
-    """Compare SliCK's Unknown questions with as many of lowest P(True).
+    """Compare SliCK's Unknown questions with equally many of lowest P(True).
 
     Raises:
-        InsufficientDataError: as `threshold_curve`, or too few questions are Unknown.
+        InsufficientDataError: see `threshold_curve`, or too few questions are Unknown.
     """
     rows = natural_predictions(data, checkpoint)
     values_G, group_Q = np.unique(p_true_per_question(data, rows), return_inverse=True)
@@ -328,7 +328,7 @@ def _bootstrap_error(rows: NaturalPredictions, group_Q: NDArray[np.int64], seed:
 def _accuracy_pair(
     weights_Q: NDArray[np.float64], unknown_Q: NDArray[np.bool_], group_Q: NDArray[np.int64], hit_Q: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Accuracy in percent on SliCK's Unknown questions and on as many of lowest P(True), with a weight per question."""
+    """Accuracy in percent on SliCK's Unknown questions and on equally many of lowest P(True), with a weight per question."""
     order = np.argsort(group_Q, kind="stable")
     slick, p_true = _accuracy_pairs(weights_Q[None, order], unknown_Q[order], group_Q[order], hit_Q[order])
     return float(slick[0]), float(p_true[0])
@@ -340,7 +340,7 @@ def _accuracy_pairs(
     group_Q: NDArray[np.int64],
     hit_Q: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """As `_accuracy_pair`, for R resamples of questions in ascending order of their groups; both of shape (R,)."""
+    """Like `_accuracy_pair`, for R resamples of questions in ascending order of their groups; both of shape (R,)."""
     ends = np.flatnonzero(np.diff(group_Q, append=group_Q[-1] + 1))
     num_R = weights_RQ @ unknown_Q
     right_R = []
@@ -354,7 +354,7 @@ def p_true_auroc(data: StudyData, checkpoint: CheckpointRef) -> float:
     """AUROC in percent of P(True) as a predictor of D_Natural's correct answers, averaged over seeds; 50 is chance.
 
     Raises:
-        InsufficientDataError: as `threshold_curve`, or all answers are correct, or all wrong.
+        InsufficientDataError: see `threshold_curve`, or all answers are correct, or all wrong.
     """
     from scipy.stats import mannwhitneyu
 
@@ -424,7 +424,7 @@ def prefix_fall(data: StudyData, checkpoint: CheckpointRef) -> Measurement:
     The error is that of the difference of two ratios over the same questions (delta method).
 
     Raises:
-        InsufficientDataError: as `prefix_curve`.
+        InsufficientDataError: see `prefix_curve`.
     """
     unknown_QN, hit_SQ = _prefix_rows(data, checkpoint)
     hit_Q = hit_SQ.mean(axis=0)

@@ -240,7 +240,7 @@ def check_residuals(data: StudyData, split: str, points: PointSelection | None =
     """Residuals and their tests.
 
     Raises:
-        InsufficientDataError: as `fit_linear_model`.
+        InsufficientDataError: see `fit_linear_model`.
     """
     return check_sample_residuals(regression_sample(data, split, points))
 
@@ -249,7 +249,7 @@ def check_sample_residuals(chosen: RegressionSample) -> ResidualChecks:
     """Residuals and their tests for given points.
 
     Raises:
-        InsufficientDataError: as `least_squares`.
+        InsufficientDataError: see `least_squares`.
     """
     model = clustered_ols(chosen.x_P2, chosen.y_P, chosen.sets_P)
     from statsmodels.stats.diagnostic import het_breuschpagan, linear_reset
