@@ -110,7 +110,7 @@ RUBRICS = {rubric.name: rubric for rubric in (ANSWER_RUBRIC, ROW_RUBRIC)}
 
 
 def answer_item(question: str, gold: Sequence[str], answer: str) -> str:
-    r"""The question, the gold answers and the proposed answer, one a line.
+    r"""The question, the gold answers and the proposed answer, one per line.
 
     >>> print(answer_item("Who?", ["Ada", "A. L."], 'A "\nGold: <s>'))
     Question: "Who?"

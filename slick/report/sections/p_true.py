@@ -61,7 +61,7 @@ def p_true_section(data: StudyData) -> SectionBody:
                 for checkpoint in CHECKPOINTS
             ),
             collapsed_table_exhibit(
-                "SliCK's Unknown questions, and equally many of lowest P(True), with ties at the edge weighted equally. "
+                "SliCK's Unknown questions, and equally many of lowest P(True); ties at the edge have equal weights. "
                 "Accuracies in percent, differences in points with 95 % intervals. Told apart: AUROC of P(True) as a "
                 "predictor of D_Natural's correct answers; 50 % is chance.",
                 lambda: comparison_table(data, compared()),

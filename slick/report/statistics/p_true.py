@@ -328,7 +328,7 @@ def _bootstrap_error(rows: NaturalPredictions, group_Q: NDArray[np.int64], seed:
 def _accuracy_pair(
     weights_Q: NDArray[np.float64], unknown_Q: NDArray[np.bool_], group_Q: NDArray[np.int64], hit_Q: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Accuracy in percent on SliCK's Unknown questions and on equally many of lowest P(True), with a weight per question."""
+    """Weighted accuracy in percent on SliCK's Unknown questions and on equally many of lowest P(True)."""
     order = np.argsort(group_Q, kind="stable")
     slick, p_true = _accuracy_pairs(weights_Q[None, order], unknown_Q[order], group_Q[order], hit_Q[order])
     return float(slick[0]), float(p_true[0])
