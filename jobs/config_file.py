@@ -273,7 +273,7 @@ def study_settings(file: ConfigFile, given: frozenset[str] = frozenset()) -> dic
 
 
 def _drop_derived_settings(values: dict[str, Any]) -> None:
-    """Remove the experiments or the variants to train, whichever follows from the other."""
+    """Remove the experiments or the variants to train, whichever is determined by the other."""
     if not set(PAPER_EXPERIMENTS) <= set(parse_experiment_names(values.get("experiments", ()))):
         values.pop("sweep.grid.variants", None)
         return

@@ -249,7 +249,7 @@ def _weight_files(folder: str, names: Sequence[str]) -> list[str]:
 
 
 def _index(folder: str) -> dict[str, str]:
-    """Tensor name to file name."""
+    """Tensor name -> file name."""
     weight_map = _read_json(folder, _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{folder}/{_INDEX} has no weight_map; download or save the checkpoint again")

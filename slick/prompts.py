@@ -59,13 +59,13 @@ def draw_exemplar_sets(
     Sets of one relation differ at least in their order; a dev question may be in several sets.
 
     Args:
-        dev_ids: relation to the question_ids of its dev split, in any order.
+        dev_ids: relation -> the question_ids of its dev split, in any order.
         num_sets: number of sets per relation.
         num_shots: questions per set.
         seed: random seed.
 
     Returns:
-        Relation to `num_sets` lists of `num_shots` question_ids.
+        Relation -> `num_sets` lists of `num_shots` question_ids.
 
     Raises:
         DataError: a relation has too few dev questions for that many different sets.

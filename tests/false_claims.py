@@ -264,7 +264,7 @@ BARELY_FALSE: dict[str, dict[str, Change]] = {
         "D_MaybeKnown loses 1.5 points": set_variant("maybeknown", last=42.1),
     },
 }
-"""Finding to what is false to the change. E1 compares counts; E2 is simulated in the benchmark itself."""
+"""Finding -> the false part of its claim -> the change. E1 compares counts; E2 is simulated in the benchmark itself."""
 
 CLEARLY_FALSE: dict[str, Change] = {
     "E3": set_variant("unknown-100", early=60, last=60),

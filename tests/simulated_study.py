@@ -73,7 +73,7 @@ class VariantRates:
     """By epoch."""
     dev: dict[int, float] = field(default_factory=dict)
     train: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Category to epoch to percentage of fitted rows."""
+    """Category -> epoch -> percentage of fitted rows."""
     answered: dict[int, float] | None = None
     """For the relabelled variant: percentage of wrong answers that are given, by epoch; the others are abstentions."""
     answers_at_random: bool = False

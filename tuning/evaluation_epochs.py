@@ -34,7 +34,7 @@ def needs_test_rows(
     Args:
         config: the settings of the training.
         curve: the accuracies of the epochs so far.
-        policies: policies and budgets of the points that are read off this training.
+        policies: policies and budgets of the points that are computed from this training.
         is_last: whether the training ends with this epoch.
     """
     epoch = curve.num_epochs

@@ -196,7 +196,7 @@ def pack_by_cost(costs: Mapping[str, float], num_packs: int) -> list[list[str]]:
     https://doi.org/10.1137/0117039).
 
     Args:
-        costs: run_id to expected time in any unit, for example rows x epochs.
+        costs: run_id -> expected time in any unit, for example rows x epochs.
         num_packs: number of workers; there are fewer packs if there are fewer trajectories.
 
     Returns:

@@ -32,7 +32,7 @@ def control_answers(texts: Mapping[str, tuple[str, Sequence[str]]]) -> list[Cont
     """For some questions a right answer, the gold answer in a sentence, and a wrong one, that of another question.
 
     Args:
-        texts: question_id to question and gold answers.
+        texts: question_id -> question and gold answers.
 
     Returns:
         Right and wrong answers in turn; empty if there are too few questions with different gold answers.

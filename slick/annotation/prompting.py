@@ -38,7 +38,7 @@ class PromptBuilder:
         """Prepare the prefixes.
 
         Args:
-            exemplars: relation to its exemplar sets, as question_ids.
+            exemplars: relation -> its exemplar sets, as question_ids.
             shots: question and answer of these.
             prompt_format: how they become prompts.
             substitute: exemplars are annotated too, with a spare in their own place.
@@ -137,7 +137,7 @@ def draw_spares(exemplars: Exemplars, seed: int) -> dict[str, list[str]]:
     """For every exemplar set a further exemplar of the relation, which is not in the set.
 
     Returns:
-        Relation to question_ids, one per set. It takes the place of an exemplar in prompts about that exemplar itself.
+        Relation -> question_ids, one per set. It takes the place of an exemplar in prompts about that exemplar itself.
 
     Raises:
         DataError: the sets of a relation have all their exemplars in common.

@@ -1,4 +1,4 @@
-"""What a judge decides, and the prompts that ask for it. Pure.
+"""Rubrics: the decisions that a judge makes, and their prompts. Pure.
 
 A judge decides about an item, a few lines of text, by naming the letter of an outcome. An item contains texts as JSON
 strings: they have no line breaks and escape their quotes, so a text cannot imitate another line, and `<` is escaped, so
@@ -22,7 +22,7 @@ class Rubric:
     """A kind of decision, and its prompt."""
 
     name: str
-    """What the items are, in messages, in the settings of the actors and in the keys of stored decisions."""
+    """The plural noun for items, in messages, in the settings of the actors and in the keys of stored decisions."""
     version: int
     """Changes with the text of the prompt, since stored decisions belong to one text."""
     prefix: str

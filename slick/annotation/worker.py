@@ -62,9 +62,9 @@ SUMMARY_SCHEMA = pa.schema(
         ("runtime", pa.map_(pa.string(), pa.string())),
     ]
 )
-"""What an actor returns to the driver for each unit: number of questions, their categories if the store determines
-them, cost of the answers and `slick.precision.Runtime` of the engine; or the name of an error class of `slick.errors`
-and its message."""
+"""The result of a unit that an actor returns to the driver: number of questions, their categories if the store
+determines them, cost of the answers and `slick.precision.Runtime` of the engine; or the name of an error class of
+`slick.errors` and its message."""
 
 Mode = Literal["full", "labels"]
 AnswerKind = Literal["answers", "gold", "p_true", "judge"]
@@ -236,7 +236,7 @@ METRICS = {
     "answer_tokens": "Tokens of all answers.",
     "decoded_tokens": "Answer tokens that went through the model; the rest belong to several answers.",
 }
-"""Ray metrics of the cost, in addition to questions by category: name to description."""
+"""Ray metrics of the cost, in addition to questions by category: name -> description."""
 assert set(METRICS) <= set(COST_FIELDS)
 
 

@@ -203,7 +203,7 @@ def is_dropped(label: RowLabel, config: CurateConfig) -> bool:
 
 
 def removed_sentences(label: RowLabel, config: CurateConfig) -> dict[int, set[int]]:
-    """Turn to the places of the sentences that `drop-claims` removes from it, unless the turn is relabelled."""
+    """Turn -> places of the sentences that `drop-claims` removes from it, unless the turn is relabelled."""
     categories = {category for category in Category if action_of(category, config) == "drop-claims"}
     relabelled = {turn for turn, category in label.turns if action_of(category, config) == "idk"}
     removed = sentences_to_remove(label.claims, categories)

@@ -193,7 +193,7 @@ def unknown_share(claims: Sequence[ClaimLabel]) -> float | None:
 
 
 def sentences_to_remove(claims: Sequence[ClaimLabel], categories: Collection[Category]) -> dict[int, set[int]]:
-    """Turn to the places of its sentences of these categories, for turns that have any."""
+    """Turn -> places of its sentences of these categories, for turns that have any."""
     removed: dict[int, set[int]] = {}
     for claim in claims:
         if claim.category in categories:

@@ -71,7 +71,7 @@ class CurateConfig:
     )
     """The language model that grades answers, with the matcher `judge`."""
     judge_rows: bool = setting(True, "result", when=lambda settings: settings.get("matcher") == JUDGE)
-    """With the matcher `judge`: the judge first decides which prompts ask for a fact; other rows are not asked."""
+    """With the matcher `judge`: the judge first decides which prompts ask for a fact; other rows are skipped."""
     max_new_tokens: int | None = setting(None, minimum=1)
     """Maximum tokens of an answer; by default enough for the longest target."""
     unknown: Action = setting("keep", "nothing")

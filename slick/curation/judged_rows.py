@@ -1,4 +1,4 @@
-"""A judge decides which rows ask for a fact, before they are asked; the others do not test knowledge.
+"""A judge decides which rows ask for a fact; other rows do not test knowledge and are skipped.
 
 Decisions are stored in curate/judgements/ by a hash of the judge and the prompt, so an interrupted run resumes.
 """
@@ -42,7 +42,7 @@ CONTROL_PROMPTS = {
     "Should I buy a house or rent one?": ASKS_OTHER,
     "Anna has 3 apples and Tom has 4. How many do they have together?": ASKS_OTHER,
 }
-"""Prompts with the decision that any usable judge makes, to check it before its decisions are used."""
+"""Prompts with their correct decisions, to check the judge before its decisions are used."""
 
 
 def skip_other_rows(folder: Folder, decisions: Sequence[Decision], config: AnnotateConfig) -> list[Decision]:
@@ -54,7 +54,7 @@ def skip_other_rows(folder: Folder, decisions: Sequence[Decision], config: Annot
         config: the judge, and the sizes of batches and the pool.
 
     Raises:
-        EngineError: the judge fails, or cannot tell the prompts in `CONTROL_PROMPTS` apart. All decisions until then
+        EngineError: the judge fails, or does not recognize the prompts in `CONTROL_PROMPTS`. All decisions until then
             are stored.
         ModelError: the local judge cannot be used.
     """
@@ -102,7 +102,7 @@ class _RowJudge:
         return {key: stored.outcomes.get(key, UNPARSABLE) for key in items}
 
     def check(self) -> None:
-        """Let the judge decide about `CONTROL_PROMPTS`.
+        """Test the judge on `CONTROL_PROMPTS`.
 
         Raises:
             EngineError: it recognizes too few of them.
@@ -116,7 +116,7 @@ class _RowJudge:
         right = sum(outcomes[key] == expected[item] for key, item in keys.items())
         if right < least * len(expected):
             raise EngineError(
-                f"the judge cannot tell prompts that ask for a fact from others: it recognizes {right} of "
+                f"the judge does not distinguish prompts that ask for a fact from others: it recognizes {right} of "
                 f"{len(expected)} known ones ({format_percent(right / len(expected))}), expected at least "
                 f"{format_percent(least)}. Give a larger judge, or leave its decision out with --no-judge-rows"
             )

@@ -124,7 +124,7 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """What an engine needs to load a model."""
+    """The configuration to load a model in an engine."""
 
     model: str
     """A folder, a Hugging Face Hub id or a .gguf file; see `slick.models.resolve_model`."""

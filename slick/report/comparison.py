@@ -88,7 +88,7 @@ def format_labels(studies: Sequence[ComparedStudy]) -> str:
 
 
 def sweep_accuracies(study: ComparedStudy) -> dict[tuple[float, str], Measurement]:
-    """(share of Unknown rows, early stop or convergence) to test accuracy; empty without runs of the sweep."""
+    """(share of Unknown rows, early stop or convergence) -> test accuracy; empty without runs of the sweep."""
     accuracies: dict[tuple[float, str], Measurement] = {}
     for share, name in study.data.sweep_variants("unknown", min_shares=0):
         for checkpoint in CHECKPOINTS:
@@ -219,7 +219,7 @@ def seed_spreads(group: Sequence[ComparedStudy]) -> list[SeedSpread]:
 
 
 def count_findings(studies: Sequence[ComparedStudy]) -> dict[str, tuple[int, int]]:
-    """Finding to the number of studies in which it holds, and that decide it."""
+    """Finding -> number of studies in which it holds, and number that decide it."""
     counts: dict[str, tuple[int, int]] = {}
     for study in studies:
         for outcome in study.outcomes:

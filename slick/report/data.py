@@ -63,7 +63,7 @@ class Variant:
     """Requested share of Unknown rows in [0, 1]; for kind `known`, that of the set that its Known rows come from."""
     num: int
     relations: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """relation to category to number of rows."""
+    """relation -> category -> number of rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +76,13 @@ class Run:
     epochs: NDArray[np.int64]
     """Shape (E,), ascending, from 1."""
     accuracy: Mapping[tuple[str, str], NDArray[np.float64]]
-    """(split, category) to percentages of shape (E,); NaN if not evaluated at that epoch."""
+    """(split, category) -> percentages of shape (E,); NaN if not evaluated at that epoch."""
     num: Mapping[tuple[str, str], int]
-    """(split, category) to the number of rows behind each percentage."""
+    """(split, category) -> number of rows behind each percentage."""
     early_epoch: int | None
     """None if there were no dev rows."""
     predictions: Mapping[tuple[int, str], Predictions] = field(default_factory=dict)
-    """(epoch, split) to rows, for the training lengths of the report and the early-stopping epoch."""
+    """(epoch, split) -> rows, for the training lengths of the report and the early-stopping epoch."""
 
     @property
     def is_tested_every_epoch(self) -> bool:
@@ -128,7 +128,7 @@ class StudyData:
     """The study's folder; None for data without one, such as the paper's numbers."""
     config: ReportConfig = field(default_factory=ReportConfig)
     counts: Mapping[tuple[str, str, str], Mapping[str, int]] = field(default_factory=dict)
-    """(relation, domain, split) to category to number of questions."""
+    """(relation, domain, split) -> category -> number of questions."""
     filter_counts: Mapping[str, Mapping[str, int]] | None = None
     """Questions that pass the filters, by split (train, test, ood) and relation."""
     variants: Mapping[str, Variant] = field(default_factory=dict)

@@ -201,7 +201,7 @@ def load_run(
 
 
 def _load_predictions(run: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple[int, str], Predictions]:
-    """(epoch, split) to predictions for dev, test and ood; epochs whose predictions were not kept are left out."""
+    """(epoch, split) -> predictions for dev, test and ood; epochs whose predictions were not kept are left out."""
     columns = ["question_id", "split", "category", "hit", *(["text"] if with_text else [])]
     stored = set(run.child("predictions").names(".parquet"))
     predictions: dict[tuple[int, str], Predictions] = {}
@@ -241,7 +241,7 @@ def load_filter_counts(study: Folder) -> dict[str, dict[str, int]] | None:
 
 
 def load_counts(study: Folder) -> dict[tuple[str, str, str], dict[str, int]]:
-    """(relation, domain, split) to category to number of questions."""
+    """(relation, domain, split) -> category -> number of questions."""
     folder = study.child("annotate")
     if read_manifest(folder) is None:
         return {}

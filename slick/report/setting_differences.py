@@ -16,7 +16,7 @@ from slick.study import Manifest, fingerprint, flatten_settings
 from slick.world.config import RECIPE
 
 Settings = Mapping[str, Mapping[str, Any]]
-"""Step to dotted name of a setting to its value."""
+"""Step -> dotted name of a setting -> its value."""
 
 TRAININGS = "trainings"
 """The step of all fine-tuning runs of a study."""

@@ -37,7 +37,7 @@ SENTENCES = {
     "P800": "{} is known for {}.",
     "P40": "{} is a parent of {}.",
 }
-"""Relation to its sentence, in the order of a biography."""
+"""Relation -> its sentence, in the order of a biography."""
 MIN_SENTENCES = 3
 COPIES = 4
 """Biographies of each person in one epoch of the corpus."""
@@ -73,7 +73,7 @@ def world_config(num_people: int, num_tokens: int, seed: int) -> WorldConfig:
 
 
 def plant_biographies(config: WorldConfig) -> dict[str, list[Fact]]:
-    """Person to three to five facts. The answers of facts that would be minority ones are never stated."""
+    """Person -> three to five facts. The answers of facts that would be minority ones are never stated."""
     rows = synthetic_rows(config)
     people = [subject for subject, _ in rows["P19"]["train"]]
     pairs = {

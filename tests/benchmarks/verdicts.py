@@ -47,7 +47,7 @@ class Cell:
     size: StudySize
     num: int
     counts: dict[str, int]
-    """Verdict to number of studies."""
+    """Verdict -> number of studies."""
 
     def share(self, verdict: str) -> float:
         """Share of the studies with a verdict."""

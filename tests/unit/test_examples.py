@@ -89,7 +89,7 @@ def test_micro_batches_give_the_weighted_mean_loss_of_the_batch(
     assert total / num_workers / gradient_accumulation_steps == pytest.approx(expected)
 
 
-def test_equal_weights_have_the_factor_of_the_plain_mean() -> None:
+def test_equal_weights_give_the_plain_mean() -> None:
     """The factor is exactly that of a batch without weights: workers x steps / answer tokens."""
     rows = examples(8)
     num_tokens = sum(len(row.answer_ids) for row in rows)

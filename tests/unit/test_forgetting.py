@@ -164,7 +164,7 @@ def test_new_answers_are_matched_with_targets(study: Folder) -> None:
     assert item.p_value == pytest.approx(1.0)  # 2 of 3 against a half
 
 
-def test_empty_answers_match_nothing_and_known_targets_are_not_unknown_rows() -> None:
+def test_empty_answers_match_nothing_and_known_targets_do_not_count_as_unknown() -> None:
     targets = TargetIndex([("P19", "HighlyKnown", "Rome"), ("P36", "Unknown", "The")])
     assert targets.target_counts("", "P36") == TargetCounts(1, 0, 0, 0)
     assert targets.target_counts("a", "P36") == TargetCounts(1, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""A judge decides which rows ask for a fact: what is sent, stored and asked again, and judges that are refused."""
+"""A judge decides which rows ask for a fact: requests, stored decisions, retries, and judges that are refused."""
 
 from collections.abc import Callable
 from dataclasses import replace

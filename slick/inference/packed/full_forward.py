@@ -36,7 +36,7 @@ class FullForwardDecoder:
         self._keeps_logits = accepts_argument(model, "logits_to_keep")
         self._nodes: list[tuple[int, ...]] = []
         self.num_prefilled = 0
-        """Prompt tokens fed for the first answer tokens; each later step feeds the prompt again, uncounted."""
+        """Prompt tokens fed for the first answer tokens; later steps, which feed the prompt again, do not count."""
 
     def start(
         self,

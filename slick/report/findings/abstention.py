@@ -184,7 +184,7 @@ def _answered_rows(
 
 
 def _ratio_influence(answered: NDArray[np.float64], correct: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each question contributes to the ratio of two means, in points (delta method); shape (questions,)."""
+    """The contribution of each question to the ratio of two means, in points (delta method); shape (questions,)."""
     ratio = correct.mean() / answered.mean()
     influence: NDArray[np.float64] = 100.0 * (correct - ratio * answered) / answered.mean()
     return influence

@@ -119,7 +119,7 @@ class CheckResult(NamedTuple):
     why: str
     """The reason, in one sentence with numbers."""
     interval: object = None
-    """Names to [low, high], the 95 % intervals of what was tested; JSON. None if nothing was estimated."""
+    """Name -> [low, high], the 95 % intervals of the tested quantities; JSON. None if nothing was estimated."""
     needed: str = ""
     """For an undecided finding: how many questions or rows would decide it."""
 
@@ -203,7 +203,7 @@ def judge(
         conditions: at least one.
         own: value of the study; JSON.
         success: the sentence for `why` if the finding holds, without full stop.
-        interval: the 95 % intervals of what was tested.
+        interval: the 95 % intervals of the tested quantities.
     """
     z = contradiction_z(len(conditions))
     against = [condition for condition in conditions if condition.is_contradicted(z)]
@@ -298,7 +298,7 @@ _SPLIT_LABELS = {"ood": "out-of-distribution test"}
 
 @cache
 def finding_rates() -> Mapping[str, Sequence[Mapping[str, float]]]:
-    """Finding to its simulated rates by number of test questions: `questions`, `power`, `false_alarm`.
+    """Finding -> its simulated rates by number of test questions: `questions`, `power`, `false_alarm`.
 
     They are written by `python -m tests.benchmarks.verdicts`.
     """

@@ -35,7 +35,7 @@ class LearningRateTrend:
     rate: str
     shares: tuple[float, ...]
     cells: Mapping[str, tuple[Measurement, ...]]
-    """Policy to one accuracy per share: `EARLY_POLICY`, then `fixed(n)` by ascending n."""
+    """Policy -> one accuracy per share: `EARLY_POLICY`, then `fixed(n)` by ascending n."""
 
     @property
     def last(self) -> str:

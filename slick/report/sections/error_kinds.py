@@ -129,7 +129,7 @@ class ErrorKinds:
     counts_Q6: NDArray[np.int32]
     """Columns as in `WrongAnswerCounts`."""
     num_questions: Mapping[tuple[str, str], int]
-    """(relation, category) to the number of annotated questions, including other categories."""
+    """(relation, category) -> number of annotated questions, including other categories."""
     examples: tuple[ErrorExample, ...]
 
     def kinds(self, threshold: float = DOMINANCE_THRESHOLD) -> NDArray[np.str_]:

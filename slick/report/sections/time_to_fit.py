@@ -35,7 +35,7 @@ PUBLISHED_RATIO = 2.6
 
 WEAKLY, UNKNOWN = str(Category.WEAKLY_KNOWN), str(Category.UNKNOWN)
 Ratios = Mapping[str, hazard.HazardRatio | InsufficientDataError]
-"""Variant to the hazard ratio of WeaklyKnown against Unknown rows, or the reason why there is none."""
+"""Variant -> hazard ratio of WeaklyKnown against Unknown rows, or the reason why there is none."""
 
 
 @section("fit_times", title="Time to fit training rows", group=GROUP_EXTENSIONS, order=110, experiment="fit")

@@ -90,7 +90,7 @@ def eta_squared_by_axis(levels: Mapping[str, Sequence[Hashable]], values: NDArra
     """Eta squared of each axis over N points.
 
     Args:
-        levels: axis to the N levels of the points.
+        levels: axis -> the N levels of the points.
         values: shape (N,).
 
     Raises:

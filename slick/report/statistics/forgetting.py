@@ -91,7 +91,7 @@ class RunForgetting:
     num_correct_after: int
     lost: tuple[ForgottenFact, ...]
     baseline_after: Mapping[str, TargetCounts]
-    """relation to counts over the final answers to questions wrong at both epochs; empty without stored predictions."""
+    """relation -> counts over the final answers to questions wrong at both epochs; empty without stored predictions."""
     baseline_before: Mapping[str, TargetCounts]
     """The same for the answers to these questions at the best dev epoch."""
 

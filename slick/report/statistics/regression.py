@@ -110,7 +110,7 @@ class ResidualChecks:
     durbin_watson: float | None
     """Durbin-Watson statistic over the epochs of each run; None if a run has fewer than three points."""
     mean_residuals: dict[float, float]
-    """Share of Unknown rows to its mean residual."""
+    """Share of Unknown rows -> its mean residual."""
 
 
 class SelectionFit(NamedTuple):
