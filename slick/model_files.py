@@ -51,7 +51,7 @@ _SAMPLING_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "ep
 
 
 def check_adapter(folder: str) -> None:
-    """Refuse a folder with an adapter, alone or with full weights, to which transformers would add it.
+    """Refuse a folder with an adapter, alone or beside full weights, because transformers would merge them silently.
 
     Raises:
         ModelError: there is an adapter_config.json.

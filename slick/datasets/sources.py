@@ -156,8 +156,7 @@ def _open_file(parent: Folder, name: str, location: str) -> QuestionSource:
 
 
 def _unsupported_file_hint(parent: Folder, name: str) -> str:
-    """A hint at the content of a file of another format and its conversion, in parentheses; empty if it is not
-    known."""
+    """A hint for files of other formats: their content and conversion, in parentheses; empty if unknown."""
     if name.lower().endswith((".gz", ".zst", ".bz2", ".xz")):
         return " (it is compressed: unpack it first)"
     if not name.lower().endswith(".json") or parent.version(name)[0] > limits.MAX_SETTINGS_BYTES:

@@ -134,7 +134,7 @@ def rows(own_study: Folder) -> list[dict[str, Any]]:
 def test_every_row_that_tests_knowledge_is_labelled(
     rows: list[dict[str, Any]], config: CurateConfig, tmp_path: Path
 ) -> None:
-    """Also the rows that serve as exemplars; and the labels serve for fine-tuning sets."""
+    """Rows that serve as exemplars are labelled too, and fine-tuning sets can be drawn from the labels."""
     settings = {"annotate": config.annotate, "max_new_tokens": 6, "unknown": "drop"}
     labelled = curate(rows, model=config.model, out=tmp_path / "study", annotate=config.annotate, max_new_tokens=6)
     assert [{name: row[name] for name in rows[0]} for row in labelled] == rows
