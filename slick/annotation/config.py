@@ -86,7 +86,7 @@ class AnnotateConfig:
     max_actors: int | None = setting(None, "cost")
     """Maximum number of engines in the pool; None for as many as the cluster can hold at the start."""
     gpus_per_actor: float | None = setting(None, "cost")
-    """None for 1 if the cluster has GPUs, otherwise 0."""
+    """None: 1 if the cluster has GPUs, otherwise 0."""
     cpus_per_actor: float = setting(1.0, "cost")
     """Logical CPUs that Ray reserves per actor."""
     trust_remote_code: bool = False

@@ -311,7 +311,7 @@ def run_worker_pool(
         config: the worker's configuration, without `num_gpus`.
         min_actors: minimum size of the pool.
         max_actors: maximum size of the pool; None for as many as the cluster can hold.
-        gpus_per_actor: None for 1 if the cluster has GPUs, otherwise 0.
+        gpus_per_actor: None: 1 if the cluster has GPUs, otherwise 0.
         cpus_per_actor: logical CPUs per actor.
 
     Raises:

@@ -91,7 +91,7 @@ def test_rows_of_weight_0_are_not_trained_on(trainable: Folder) -> None:
     assert plan.num_train_rows == 8
 
 
-def test_training_without_a_row_that_fits_and_has_a_weight_is_refused(trainable: Folder) -> None:
+def test_training_set_without_usable_rows_is_refused(trainable: Folder) -> None:
     set_weights(trainable, None)
     rows = [row for split in read_rows(trainable, "half").values() for row in split]
     lengths = [example.num_tokens for example in encode_rows(rows, tiny_tokenizer())]
