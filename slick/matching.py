@@ -46,7 +46,7 @@ _SENTENCE_STARTS = (
     "before during from as by with for when while since although though until once born and but or if to of not "
     "no yes"
 )
-"""Words that sentences often begin with, and that are no names."""
+"""Words that sentences often begin with and that are not names."""
 
 
 class AnswerMatcher(ABC):
@@ -237,7 +237,7 @@ def f1_at_least(name: str) -> Callable[[Sequence[str]], AnswerMatcher] | None:
     """The matcher of a name such as `f1>=0.7`; None for names of another form.
 
     Raises:
-        SettingsError: the threshold is no share in (0, 1], or not in its shortest form. Each threshold has one name,
+        SettingsError: the threshold is not a share in (0, 1], or not in its shortest form. Each threshold has one name,
             since settings with different names have different fingerprints.
 
     >>> f1_at_least("f1>=0.7")(["New York"]).is_hit("New York City"), f1_at_least("f1")
@@ -271,7 +271,7 @@ class NamesMatcher(AnswerMatcher):
     """Has every name and number of a gold answer, for sentences: a wrong fact shares most words with the right one.
 
     Names are words with a capital letter, and the first word only if the gold answer has neither a number nor another
-    name. A gold answer of up to 5 words that is no sentence must occur as a whole, as in `contains`. Another one
+    name. A gold answer of up to 5 words that is not a sentence must occur as a whole, as in `contains`. Another one
     without names and numbers is compared by a word F1 of at least 0.6.
 
     >>> matcher = NamesMatcher(["She was born in New York in 1815."])

@@ -140,8 +140,8 @@ def _download_folder(uri: str) -> str:
 def _hub_snapshot(model: str) -> str:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
         raise ModelError(
-            f"{model!r} is no folder here; --model takes a folder, a Hugging Face Hub id such as org/name, or a .gguf "
-            "file"
+            f"{model!r} is not a folder here; --model takes a folder, a Hugging Face Hub id such as org/name, or a "
+            ".gguf file"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -151,7 +151,7 @@ def _hub_snapshot(model: str) -> str:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{model!r} is no folder here and cannot be downloaded from the Hugging Face Hub ({reason}); check the "
+            f"{model!r} is not a folder here and cannot be downloaded from the Hugging Face Hub ({reason}); check the "
             "spelling, the network, and for a gated model HF_TOKEN, or give a local folder or .gguf file"
         ) from error
 

@@ -162,7 +162,7 @@ def _parse_value(name: str, text: str, axis: str) -> Any:
 
 
 def _accepted_types() -> dict[str, tuple[Any, ...]]:
-    """Types of the settings that change results and are no axis of the grid itself; a `Literal` gives its options."""
+    """Types of the settings that change results, without the axes of the grid itself; a `Literal` gives its options."""
     hints = typing.get_type_hints(TrainConfig)
     names = [name for name in fields_affecting(TrainConfig, "result") if name not in _GRID_FIELDS]
     return {name: _type_alternatives(hints[name]) for name in names}

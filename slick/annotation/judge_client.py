@@ -89,7 +89,7 @@ class JudgeConfig:
         try:
             parts = urlsplit(self.url)
             is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # the port is no number
+        except ValueError:  # the port is not a number
             is_valid = False
         if not is_valid or parts.query or parts.fragment or not self.url.isascii() or not self.url.isprintable():
             raise SettingsError(f"--judge.url expects a URL such as http://localhost:8000/v1, got {self.url!r}")
@@ -272,7 +272,7 @@ def _reply_text(data: bytes) -> str:
         content = 0
     if content is not None and not isinstance(content, str):
         start = data[:_MAX_ERROR_CHARS].decode(errors="replace")
-        raise _TemporaryError(f"the reply is no chat completion; expected choices[0].message.content, got {start!r}")
+        raise _TemporaryError(f"the reply is not a chat completion; expected choices[0].message.content, got {start!r}")
     return content or ""
 
 

@@ -12,7 +12,7 @@ from slick.curation.card import card_text, write_card
 from slick.curation.claims import (
     NO_CLAIM,
     ClaimLabel,
-    leaves_nothing,
+    has_no_claim_left,
     remove_sentences,
     sentences_to_remove,
     unknown_share,
@@ -199,7 +199,9 @@ def action_of(category: Category | None, config: CurateConfig) -> Action:
 
 def is_dropped(label: RowLabel, config: CurateConfig) -> bool:
     """Whether the copy lacks a row: its category is dropped, or none of the sentences of a turn remains."""
-    return action_of(label.category, config) == "drop" or leaves_nothing(label.claims, removed_sentences(label, config))
+    return action_of(label.category, config) == "drop" or has_no_claim_left(
+        label.claims, removed_sentences(label, config)
+    )
 
 
 def removed_sentences(label: RowLabel, config: CurateConfig) -> dict[int, set[int]]:

@@ -97,7 +97,7 @@ def _claims(decision: Decision) -> list[Decision]:
 
 
 def has_claim(sentence: str) -> bool:
-    """Whether a sentence may state a fact: it is no question, introduces no list, and has a word of content.
+    """Whether a sentence may state a fact: it is not a question, does not introduce a list, and has a word of content.
 
     >>> [has_claim(text) for text in ("Ur.", "Sure!", "Who was he?", "Here is his life:", "I hope this helps!")]
     [True, False, False, False, False]
@@ -201,7 +201,7 @@ def sentences_to_remove(claims: Sequence[ClaimLabel], categories: Collection[Cat
     return removed
 
 
-def leaves_nothing(claims: Sequence[ClaimLabel], removed: dict[int, set[int]]) -> bool:
+def has_no_claim_left(claims: Sequence[ClaimLabel], removed: dict[int, set[int]]) -> bool:
     """Whether a turn has no sentence left that states anything."""
     left = Counter(
         claim.turn for claim in claims if not claim.is_filler and claim.sentence not in removed.get(claim.turn, ())

@@ -131,5 +131,5 @@ def check_target(
         raise SettingsError(f"{target} exists; give another name, or replace it with --overwrite")
     if others := sorted(present.keys() - {*(replaceable or ()), "README.md"}):
         raise SettingsError(
-            f"{target} holds files that are no earlier copy: {', '.join(others[:5])}; give an empty or new folder"
+            f"{target} holds files that are not an earlier copy: {', '.join(others[:5])}; give an empty or new folder"
         )

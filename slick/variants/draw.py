@@ -183,7 +183,7 @@ def _training_rows(study: Folder) -> dict[str, _Row]:
     table = read_question_rows(study.child("questions"), [*_QUESTION_COLUMNS, ANSWER_START_FIELD.name])
     if ANSWER_START_FIELD.name in table.column_names:
         raise StudyError(
-            f"{study} labels the sentences of targets (--claims sentences), which are no training rows; curate the "
+            f"{study} labels the sentences of targets (--claims sentences), which are not training rows; curate the "
             "file without --claims into another --out, and draw the sets from that"
         )
     question_rows = _in_distribution_train(table)

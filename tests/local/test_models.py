@@ -71,7 +71,7 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "two words", "a/b/c"])
 def test_neither_folder_nor_hub_id_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="is no folder here"):
+    with pytest.raises(ModelError, match="is not a folder here"):
         resolve_model(name)
 
 

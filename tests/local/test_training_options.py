@@ -37,7 +37,7 @@ def test_file_is_read_by_the_driver_and_part_of_the_identity_by_its_content(tmp_
 
 
 def test_truncated_target_does_not_count_as_answered() -> None:
-    """The model reproduces the cut target, which is no proof that its whole answer is the target."""
+    """The model reproduces the cut target, which does not prove that its whole answer is the target."""
     import torch
 
     from tuning.forward import ForwardRunner

@@ -23,7 +23,8 @@ FUNCTIONS = [
 
 
 def private_uses(tree: ast.AST) -> Iterator[str]:
-    """Imports of private names and modules of other distributions, and private attributes of objects but `self`."""
+    """Imports of private names and modules of other distributions, and private attributes of objects other than
+    `self`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] not in ("slick", "tuning", "jobs"):
             names = [*str(node.module).split("."), *(alias.name for alias in node.names)]

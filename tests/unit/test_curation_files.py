@@ -300,7 +300,7 @@ def test_folder_of_shards_is_written_as_a_folder_of_the_same_names(suffix, tmp_p
     assert [row["slick_category"] for row in read(str(copy / "data"))] == ["HighlyKnown", "Unknown", "Unknown"]
     data.write(str(copy), EDITS, NEW, overwrite=True)
     (copy / "notes.txt").write_text("mine")
-    with pytest.raises(SettingsError, match=r"holds files that are no earlier copy: notes\.txt"):
+    with pytest.raises(SettingsError, match=r"holds files that are not an earlier copy: notes\.txt"):
         data.write(str(copy), EDITS, NEW, overwrite=True)
 
 

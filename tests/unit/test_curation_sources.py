@@ -1,4 +1,4 @@
-"""Data that is no single file: objects in memory, folders of the package `datasets`, and the Hugging Face Hub."""
+"""Data that is not a single file: objects in memory, folders of the package `datasets`, and the Hugging Face Hub."""
 
 import csv
 import gzip

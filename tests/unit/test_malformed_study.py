@@ -281,7 +281,7 @@ TABLES: dict[tuple[str, str], dict[str, Callable]] = {
         "no rows": no_rows,
         **column_damages(["question_id", "question"], []),
         "answers as text": as_text("answers"),
-        "an answer that is no list item": with_value("answers", []),
+        "an answer that is not a list item": with_value("answers", []),
         "other ids": with_value("question_id", "elsewhere"),
     },
     ("reported", "annotate/knowledge.parquet"): {
@@ -289,7 +289,7 @@ TABLES: dict[tuple[str, str], dict[str, Callable]] = {
         **column_damages(["question_id", "relation"], ["p_correct_greedy"], category="Known?", domain="x", split="val"),
         "category absent": without_column("category"),
         "a share above 1": with_value("p_correct_greedy", 1.5),
-        "a share that is no number": with_value("p_correct_greedy", float("nan")),
+        "a share that is not a number": with_value("p_correct_greedy", float("nan")),
         "other ids": with_value("question_id", "elsewhere"),
     },
     ("reported", "annotate/generations/part-000.parquet"): {

@@ -305,7 +305,7 @@ def test_status_counts_graded_answers(annotating: Folder) -> None:
 def test_status_of_a_curation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_curated_study(tmp_path, [fact(1), fact(2), CODE_ROW], [Category.UNKNOWN] * 2).study
     main(["--out", study.uri])
-    assert "curate" not in capsys.readouterr().out, "it is no step of other studies"
+    assert "curate" not in capsys.readouterr().out, "it is not a step of other studies"
     rows = [{"key": str(i), "outcome": "fact", "reply": "A", "item": "", "attempts": 1} for i in range(3)]
     table = pa.Table.from_pylist(rows, schema=JUDGEMENT_SCHEMA)
     study.child("curate", JUDGE_FOLDER).write_table("part-000000.parquet", table)

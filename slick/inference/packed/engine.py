@@ -171,7 +171,7 @@ class StopTokens:
     """The tokens that end an answer, of a vocabulary of V."""
 
     end_ids: frozenset[int]
-    """End tokens, which are no part of an answer's text."""
+    """End tokens, which are not part of an answer's text."""
     stops_V: BoolArray
     """True for tokens that end an answer."""
     ends_V: BoolArray

@@ -330,7 +330,7 @@ def load_planted(study: Folder) -> planted.PlantedFacts | None:
     """
     world, annotate = (study.child(step) for step in ("world", "annotate"))
     manifest = read_manifest(annotate)
-    # A model given by name was not trained on this world, so the planted facts are no ground truth for it.
+    # A model given by name was not trained on this world, so the planted facts are not its ground truth.
     if manifest is None or manifest.settings.get("model") or not world.exists("planted.parquet"):
         return None
     if read_manifest(world) is None or read_manifest(study.child("questions")) is None:
