@@ -234,7 +234,7 @@ def test_byte_order_mark_is_ignored(tmp_path):
             "a.json",
             b'[{"instruction": "Who?", "output": "Ada"}]',
             "a.json has an unsupported file format (a JSON list of objects with instruction, output: write one object "
-            "a line, as .jsonl, with other columns); expected EntityQuestions",
+            "per line, as .jsonl, with other columns); expected EntityQuestions",
         ),
         ("a.jsonl.gz", b"x", "has an unsupported file format (it is compressed: unpack it first); expected"),
         (
