@@ -183,15 +183,16 @@ def _component_choices() -> "ConstructorRegistry":
         unfinished.append(info)  # so that the next call gives tyro's own description of the class
         spec = ConstructorRegistry.get_struct_spec(info)
         unfinished.pop()
-        registries = {field.name: field.metadata.get("registry") for field in fields(info.type)}
-        if not isinstance(spec, StructConstructorSpec) or not any(registries.values()):
+        metadata = {field.name: field.metadata for field in fields(info.type)}
+        if not isinstance(spec, StructConstructorSpec) or not any(data.get("registry") for data in metadata.values()):
             return None
-        return replace(spec, fields=tuple(_with_choices(field, registries[field.name]) for field in spec.fields))
+        return replace(spec, fields=tuple(_with_choices(field, metadata[field.name]) for field in spec.fields))
 
     return rules
 
 
-def _with_choices(field: "StructFieldSpec", registry: "Registry[Any] | None") -> "StructFieldSpec":
+def _with_choices(field: "StructFieldSpec", metadata: Mapping[str, Any]) -> "StructFieldSpec":
+    registry: Registry[Any] | None = metadata.get("registry")
     if registry is None:
         return field
     if registry.families():  # some names contain a number; the settings class checks them
@@ -200,7 +201,7 @@ def _with_choices(field: "StructFieldSpec", registry: "Registry[Any] | None") ->
         forms = [*(() if field.type is str else ("None",)), *registry.names(), *registry.families()]
         kind: Any = Annotated[field.type, arg(metavar=f"{{{','.join(forms)}}}")]
         return replace(field, type=kind)
-    choices: Any = Literal[registry.names()]
+    choices: Any = Literal[(*metadata["other_values"], *registry.names())]
     return replace(field, type=choices if field.type is str else choices | None)
 
 

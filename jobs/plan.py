@@ -16,6 +16,8 @@ from jobs.common import is_help_command, parse_config, run_main
 from jobs.presets import large_training, lora_training
 from slick.errors import SettingsError
 from slick.formatting import format_percent, format_table
+from slick.inference.base import PACKED_ENGINE
+from slick.inference.selection import VLLM_ENGINE, num_gpus_for_weights
 from slick.model_files import read_config
 from slick.models import resolve_model
 from slick.precision import ASSUMED_GPU, AUTO, TrainDtype, dtype_bytes, resolve_dtype, resolve_train_dtype
@@ -289,7 +291,7 @@ def _annotation_lines(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
     weights, per_token = dtype_bytes(dtype) * shape.parameters, shape.kv_bytes_per_token(dtype)
     flag = "" if dtype == resolve_dtype(AUTO, ASSUMED_GPU) else f" --dtype {dtype}"
     per_question = per_token * (10 * _PROMPT_TOKENS + 170 * _ANSWER_TOKENS)
-    num_gpus = next((gpus for gpus in (1, 2, 4, 8, 16) if weights / gpus < 0.8 * available), None)
+    num_gpus = num_gpus_for_weights(weights, config.gpu_memory * GB, shape.num_heads)
     yield (
         f"Annotation, {dtype}: weights {weights / GB:.1f} GB, KV cache {per_token / 1024:.0f} KiB per token; "
         f"{per_question / GB:.2f} GB for a question and its 170 answers without prefix sharing"
@@ -297,14 +299,14 @@ def _annotation_lines(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
     if num_gpus == 1:
         num_questions = (available - weights) / per_question
         yield (
-            f"One GPU per actor: slick annotate paper --gpus-per-actor 1{flag}; memory for {num_questions:,.0f} "
-            "questions at once"
+            f"One GPU per actor holds the model, so --engine auto chooses {PACKED_ENGINE}: slick annotate paper "
+            f"--gpus-per-actor 1{flag}; memory for {num_questions:,.0f} questions at once"
         )
     elif num_gpus is None:
         yield "The model and its KV cache do not fit 16 such GPUs; use GPUs with more memory."
     else:
-        command = f"slick annotate paper --engine vllm --gpus-per-actor {num_gpus}{flag}"
-        yield f"{num_gpus} GPUs per actor, with vLLM: {command}"
+        command = f"slick annotate paper --engine {VLLM_ENGINE} --gpus-per-actor {num_gpus}{flag}"
+        yield f"{num_gpus} GPUs per actor hold the model, so --engine auto chooses {VLLM_ENGINE}: {command}"
 
 
 def _time_lines(shape: ModelShape, config: PlanConfig, rates: Throughput | None) -> Iterator[str]:

@@ -10,6 +10,7 @@ slick study demo --experiments idk,p_true          # train only what these need;
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -252,18 +253,22 @@ def include_finished_variants(study: Folder, config: StudyConfig) -> SweepConfig
 
 
 def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
-    """The experiments, generations and runs of a study.
+    """The experiments, generations, engine and runs of a study.
 
     Args:
         config: resolved settings.
         study: its folder; finished runs in it are counted.
     """
+    from slick.annotation.step import forecast_engine
+
     sampling, num_sets = config.annotate.sampling, config.annotate.num_exemplar_sets
     per_question = num_sets * (1 + sampling.num_samples)
     lines = ["", *_experiment_lines(config), "", f"{per_question} generations a question ({num_sets} prompts x "
              f"(1 greedy + {sampling.num_samples} samples)){_question_count(config, per_question)}"]  # fmt: skip
     if config.annotate.p_true:
         lines.append("and P(True) of the gold answer of each test question")
+    model = config.model if os.path.isdir(config.model) else ""  # a forecast downloads nothing
+    lines.append(f"annotation: {forecast_engine(study, config.annotate, model)}")
     if not needs_training(config):
         return "\n".join([*lines, "no training"])
     sweep = config.sweep

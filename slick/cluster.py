@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 from slick import compat
 from slick.cluster_setup import (
@@ -227,9 +227,9 @@ def detect_device(num_gpus: float | None) -> Device:
     """
     import ray
 
+    if (known := device_without_ray(num_gpus)) is not None:
+        return known
     own = not os.environ.get("RAY_ADDRESS")
-    if num_gpus == 0 or (num_gpus is None and own and not ray.is_initialized() and not _may_have_gpu()):
-        return CPU
     connect()
     resources = ray.cluster_resources()
     num_gpus = float(resources.get("GPU", 0) > 0) if num_gpus is None else num_gpus
@@ -248,11 +248,24 @@ def detect_device(num_gpus: float | None) -> Device:
         )
     probe = ray.remote(num_gpus=num_gpus, num_cpus=0)(_probe_gpu).remote()
     if not ray.wait([probe], timeout=_GPU_WAIT_S)[0]:
-        _LOG.info("waiting for a GPU, which determines the precision (--dtype sets it)")
+        _LOG.info("waiting for a GPU, which determines the precision (--dtype sets it) and the engine (--engine)")
     device: Device | ModelError = ray.get(probe)
     if isinstance(device, ModelError):
         raise device
     return device
+
+
+def device_without_ray(num_gpus: float | None) -> Device | None:
+    """The device of actors or workers if it is certain without Ray: the CPU; otherwise None.
+
+    Args:
+        num_gpus: as for `detect_device`.
+    """
+    if num_gpus == 0:
+        return CPU
+    ray: Any = sys.modules.get("ray")
+    is_connected = bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+    return CPU if num_gpus is None and not is_connected and not _may_have_gpu() else None
 
 
 def _may_have_gpu() -> bool:

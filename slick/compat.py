@@ -62,6 +62,14 @@ def has_recurrent_state(model: "nn.Module") -> bool:
     return bool(getattr(model, "_is_stateful", False))
 
 
+def uses_attention_interface(model: "nn.Module") -> bool:
+    """Whether the layers of a model call the attention function that its configuration names.
+
+    `PreTrainedModel._supports_attention_backend`, checked with transformers 5.23.0. No public replacement.
+    """
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
 def tied_weight_names(model: "nn.Module") -> Sequence[str]:
     """Names of the parameters that a model class ties to its input embeddings.
 

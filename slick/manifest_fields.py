@@ -28,6 +28,8 @@ class StoredSettings(TypedDict, total=False):
     famous_rivals: float
     seed: int
     dtype: str
+    engine: str
+    gpus_per_actor: float | None
     mode: str
     estimator: str
     matcher: str
@@ -83,6 +85,8 @@ class AnnotateCounts(TypedDict, total=False):
     device: str
     dtype: str
     attention: str
+    engine_choice: str
+    """Why `--engine auto` chose the engine of the settings; absent if the user named it."""
     set_aside: dict[str, dict[str, CountsByRelation]]
 
 

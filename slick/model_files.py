@@ -5,6 +5,7 @@ before Ray starts, and in each worker.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -106,13 +107,14 @@ def max_positions(text_config: Any) -> int | None:
     return None
 
 
-def end_token_ids(folder: str) -> list[int]:
-    """Ids of the end-of-text tokens in config.json and generation_config.json, sorted."""
-    end_ids: set[int] = set()
-    for settings in (text_config(read_config(folder)), _optional_json(folder, "generation_config.json")):
-        ids = settings.get("eos_token_id")
-        end_ids.update(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int))
-    return sorted(end_ids)
+def count_parameters(folder: str) -> int:
+    """Number of weights in a folder, from the headers of its files; tied weights that are stored once count once.
+
+    Raises:
+        ModelError: a file is missing or invalid.
+    """
+    files = _weight_files(folder, os.listdir(folder))
+    return sum(math.prod(entry["shape"]) for name in files for entry in _header(folder, name).values())
 
 
 def ignored_settings(folder: str) -> list[str]:

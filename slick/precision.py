@@ -34,13 +34,15 @@ def dtype_bytes(dtype: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Properties of a device that determine the dtype."""
+    """Properties of a device that determine the dtype and the engine."""
 
     is_gpu: bool
     supports_bfloat16: bool
     """In hardware, not by emulation. NVIDIA GPUs do from compute capability 8.0 on."""
     name: str
     """For messages."""
+    memory: int | None = None
+    """Bytes of a GPU's memory; None if not known."""
 
 
 CPU = Device(is_gpu=False, supports_bfloat16=True, name="the CPU")

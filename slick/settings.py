@@ -108,6 +108,7 @@ def affects(
     former_name: str = "",
     bounds: Bounds | None = None,
     registry: Registry[Any] | None = None,
+    other_values: tuple[str, ...] = (),
     only_zero_changes_cost: bool = False,
 ) -> dict[str, Any]:
     """The declaration as `metadata` of a dataclass field; see `setting`."""
@@ -117,6 +118,7 @@ def affects(
         "formerly": former_name,
         "bounds": bounds,
         "registry": registry,
+        "other_values": other_values,
         "only_zero_changes_cost": only_zero_changes_cost,
     }
 
@@ -128,6 +130,7 @@ def setting(
     former_name: str = "",
     only_zero_changes_cost: bool = False,
     registry: Registry[Any] | None = None,
+    other_values: tuple[str, ...] = (),
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -142,6 +145,7 @@ def setting(
         former_name: its name in manifests of earlier versions, if that differs.
         only_zero_changes_cost: all values other than 0 cost the same.
         registry: the value is the name of a component in this registry; None is always accepted.
+        other_values: values that are accepted in addition to the names in the registry, such as `auto`.
         minimum: the lowest number; for a tuple, of each of its numbers. None is always accepted.
         maximum: the highest number.
         above: an exclusive lower bound.
@@ -154,6 +158,7 @@ def setting(
         former_name=former_name,
         bounds=None if bounds == Bounds() else bounds,
         registry=registry,
+        other_values=other_values,
         only_zero_changes_cost=only_zero_changes_cost,
     )
     return dataclasses.field(default=default, metadata=metadata)
@@ -200,7 +205,7 @@ def check_settings(config: Any) -> None:
         bounds: Bounds = field.metadata.get("bounds") or Bounds()
         allowed = options.get(field.name)
         registry: Registry[Any] | None = field.metadata.get("registry")
-        if registry is not None and value is not None:
+        if registry is not None and value is not None and value not in field.metadata["other_values"]:
             registry.check(value)
         for part in value if isinstance(value, tuple) else (value,):
             if bounds != Bounds() and part is not None and not bounds.contains(part):

@@ -6,7 +6,8 @@ from typing import Literal
 from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.worker import Mode
 from slick.errors import SettingsError
-from slick.inference.base import DEFAULT_ENGINE, ENGINES, Capability, SamplingConfig, check_capability
+from slick.inference.base import ENGINES, Capability, SamplingConfig, check_capability
+from slick.inference.selection import AUTO_ENGINE, EngineRequest
 from slick.matching import JUDGE, MATCHERS
 from slick.precision import Dtype
 from slick.prompt_formats import AnswerEnd, PromptFormatName, parse_template_arguments
@@ -70,8 +71,10 @@ class AnnotateConfig:
     off by default."""
     limit_per_relation: int | None = setting(None, minimum=1)
     """Annotate at most this many questions of each relation and split, chosen by a hash of their ids; None for all."""
-    engine: str = setting(DEFAULT_ENGINE, "labels", registry=ENGINES)
-    """Inference engine; `vllm` requires the package vllm."""
+    engine: str = setting(AUTO_ENGINE, "labels", registry=ENGINES, other_values=(AUTO_ENGINE,))
+    """Inference engine. `auto`: the engine of earlier results in the folder, otherwise `transformers` if the model fits
+    one GPU or runs on the CPU and supports packed batches, and else `vllm`, if the package vllm is installed; the
+    manifest records the one used and why."""
     dtype: Dtype = "auto"
     """Of weights and arithmetic. `auto`: the dtype of earlier results in the folder, otherwise bfloat16 on a GPU that
     supports it and float32 elsewhere; the manifest records the one used."""
@@ -86,7 +89,7 @@ class AnnotateConfig:
     max_actors: int | None = setting(None, "cost")
     """Maximum number of engines in the pool; None for as many as the cluster can hold at the start."""
     gpus_per_actor: float | None = setting(None, "cost")
-    """None: 1 if the cluster has GPUs, otherwise 0."""
+    """None: 1 if the cluster has GPUs, otherwise 0; with `--engine auto`, as many as the model needs."""
     cpus_per_actor: float = setting(1.0, "cost")
     """Logical CPUs that Ray reserves per actor."""
     trust_remote_code: bool = False
@@ -122,17 +125,38 @@ class AnnotateConfig:
                 "the gold estimator generates no answers: it needs --mode full and --matcher exact, got "
                 f"{self.mode} and {self.matcher}"
             )
-        capability: Capability = "gold" if self.estimator == "gold" else "answers"
-        check_capability(self.engine, capability, f"--estimator {self.estimator}")
-        if self.mode == "labels":
-            check_capability(self.engine, "early_exit", "--mode labels")
         gpus = self.gpus_per_actor or 0.0
         if gpus < 0 or (gpus > 1 and gpus % 1):
             raise SettingsError(f"gpus_per_actor is a share in [0, 1] or a whole number, got {gpus:g}")
-        if gpus > 1:
-            check_capability(
-                self.engine, "tensor_parallel", f"--gpus-per-actor {gpus:g} (for more speed raise --max-actors)"
-            )
+        if self.engine != AUTO_ENGINE:
+            for capability, setting_text in self.needed_capabilities.items():
+                check_capability(self.engine, capability, setting_text)
+
+    @property
+    def needed_capabilities(self) -> dict[Capability, str]:
+        """What the engine must be able to do, each with the setting that needs it."""
+        needed: dict[Capability, str] = {
+            "gold" if self.estimator == "gold" else "answers": f"--estimator {self.estimator}"
+        }
+        if self.mode == "labels":
+            needed["early_exit"] = "--mode labels"
+        if self.gpus_per_actor is not None and self.gpus_per_actor > 1:
+            needed["tensor_parallel"] = f"--gpus-per-actor {self.gpus_per_actor:g} (for more speed raise --max-actors)"
+        return needed
+
+    def engine_request(self, model: str) -> EngineRequest:
+        """What `slick.inference.selection.choose_engine` needs to know.
+
+        Args:
+            model: a folder, a Hugging Face Hub id or a .gguf file; empty for a model that is not built yet.
+        """
+        return EngineRequest(
+            model=model,
+            dtype=self.dtype,
+            needed=self.needed_capabilities,
+            gpus_per_actor=self.gpus_per_actor,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def _check_prompts(self) -> None:
         if self.prompt_format == "qa" and (self.answer_end != "line" or self.template_arguments):

@@ -20,7 +20,7 @@ from slick.annotation.store import UNIT_SCHEMA
 from slick.annotation.worker import GPU_BATCH_FACTOR, AnswerSetSpec, WorkerConfig, run_worker_pool, with_engine
 from slick.errors import EngineError, ModelError
 from slick.formatting import ProgressReporter, format_percent
-from slick.inference.base import DEFAULT_ENGINE, EngineConfig, SamplingConfig
+from slick.inference.base import PACKED_ENGINE, EngineConfig, SamplingConfig
 from slick.storage import Folder
 from slick.study_files import JUDGEMENT_SCHEMA, UNPARSABLE
 
@@ -206,7 +206,7 @@ def grade_by_model(
         worker_config,
         min_actors=config.min_actors,
         max_actors=config.max_actors,
-        gpus_per_actor=config.gpus_per_actor,
+        gpus_per_actor=None if config.gpus_per_actor is None else min(1.0, config.gpus_per_actor),
         cpus_per_actor=config.cpus_per_actor,
     ):
         progress.add(row["questions"])
@@ -249,7 +249,7 @@ def _local_judge(
     too_long = find_too_long(table, spec, context, count_tokens)
     max_tokens = min(context, max_prompt_tokens(table, spec))
     worker_config = WorkerConfig(
-        engine=DEFAULT_ENGINE,
+        engine=PACKED_ENGINE,
         engine_config=EngineConfig(
             model=model, dtype=config.dtype, batch_questions=config.batch_questions, trust_remote_code=trust
         ),

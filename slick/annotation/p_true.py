@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,8 @@ from slick.annotation.worker import AnswerSetSpec, WorkerConfig, annotate_missin
 from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.formatting import format_percent
-from slick.inference.base import DEFAULT_ENGINE, EngineConfig, SamplingConfig
+from slick.inference.base import ENGINES, PACKED_ENGINE, EngineConfig, SamplingConfig
+from slick.inference.selection import AUTO_ENGINE, read_stored_engine
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
 from slick.settings import P_TRUE_IDENTITY, identity_settings
 from slick.storage import Folder, FolderLike, as_folder
@@ -60,7 +62,7 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
 
     Args:
         study: with finished labels.
-        config: selects the questions and sizes the pool; the engine is always `transformers`.
+        config: selects the questions and sizes the pool, with a resolved dtype and engine.
         inputs: fingerprints of model and questions, as in the manifest of the labels.
 
     Returns:
@@ -102,9 +104,34 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
     )
 
 
+def resolve_p_true_engine(study: Folder, config: AnnotateConfig, labels: AnnotateConfig) -> AnnotateConfig:
+    """The settings with the engine that scores P(True): that of earlier scores, otherwise that of the labels.
+
+    An engine without log-probabilities is replaced by the packed engine.
+
+    Args:
+        study: its folder.
+        config: settings of P(True), with any engine.
+        labels: settings of the labels, with a resolved engine.
+    """
+    stored = read_stored_engine(study.child("annotate", P_TRUE_FOLDER), labels.gpus_per_actor)
+    engine = stored.get("engine", labels.engine)
+    if "log_probabilities" not in ENGINES.get(engine).capabilities:
+        engine = PACKED_ENGINE
+    gpus_per_actor = labels.gpus_per_actor
+    if gpus_per_actor is not None and "tensor_parallel" not in ENGINES.get(engine).capabilities:
+        gpus_per_actor = min(1.0, gpus_per_actor)
+    return replace(config, engine=engine, gpus_per_actor=gpus_per_actor)
+
+
 def p_true_settings(config: AnnotateConfig) -> dict[str, Any]:
-    """The settings that P(True) depends on."""
+    """The settings that P(True) depends on.
+
+    Those by the packed engine name no engine: earlier versions had no other one.
+    """
     settings = identity_settings(config, P_TRUE_IDENTITY)
+    if config.engine not in (PACKED_ENGINE, AUTO_ENGINE):
+        settings["engine"] = config.engine
     if config.p_true_of == "all":
         settings["annotate_dev"] = config.annotate_dev
         if config.annotate_exemplars:
@@ -151,7 +178,7 @@ def _worker_config(folder: Folder, table: pa.Table, model: str, config: Annotate
     prefixes = {relation: [P_TRUE_PREFIX] for relation in table["relation"].unique().to_pylist()}
     answer = SamplingConfig(num_samples=0, max_new_tokens=max(len(f" {choice}".encode()) for choice in P_TRUE_CHOICES))
     return WorkerConfig(
-        engine=DEFAULT_ENGINE,
+        engine=config.engine,
         engine_config=EngineConfig(
             model=model,
             dtype=config.dtype,

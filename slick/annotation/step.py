@@ -33,7 +33,13 @@ from slick.annotation.labels import (
     prefix_reuse_share,
     questions_by_store,
 )
-from slick.annotation.p_true import P_TRUE_FOLDER, check_same_model, questions_to_score, score_p_true
+from slick.annotation.p_true import (
+    P_TRUE_FOLDER,
+    check_same_model,
+    questions_to_score,
+    resolve_p_true_engine,
+    score_p_true,
+)
 from slick.annotation.prompting import (
     PROMPT_GROUP,
     SUFFIX,
@@ -51,11 +57,12 @@ from slick.annotation.set_aside import (
 )
 from slick.annotation.store import sample_by_hash, select_questions
 from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig, annotate_missing, with_engine
-from slick.cluster import detect_device
+from slick.cluster import detect_device, device_without_ray
 from slick.datasets import read_questions
 from slick.errors import DataError, SettingsError, StudyError
 from slick.formatting import format_percent
 from slick.inference.base import EngineConfig
+from slick.inference.selection import AUTO_ENGINE, choose_engine, describe_rule, read_stored_engine
 from slick.locks import exclusive_lock
 from slick.matching import JUDGE
 from slick.models import (
@@ -66,7 +73,7 @@ from slick.models import (
     resolve_model,
     resolve_study_model,
 )
-from slick.precision import StoredDtype, read_stored_dtype, resolve_step_dtype
+from slick.precision import ASSUMED_GPU, StoredDtype, read_stored_dtype, resolve_dtype, resolve_step_dtype
 from slick.prompt_formats import ChatFormat, PromptFormat, QaFormat, make_prompt_format, parse_template_arguments
 from slick.prompts import draw_exemplar_sets
 from slick.storage import Folder, FolderLike, as_folder
@@ -82,6 +89,8 @@ PROMPTS_FILE = "prompts.json"
 """An example of a prompt and a hash of all prefixes, of chat prompts only."""
 
 _ANSWER_KINDS: dict[Estimator, AnswerKind] = {"sampled": "answers", "gold": "gold"}
+
+_EARLIER_RESULTS = "earlier results in this folder are by this engine"
 
 MAIN_ANSWERS = "main"
 """Name of the store behind the labels, for either estimator."""
@@ -117,18 +126,59 @@ def _annotate_with_p_true(study: Folder, config: AnnotateConfig) -> Manifest:
     }
     if config.p_true:
         check_same_model(study, inputs["model"])
-    # Before any fingerprint is computed, so that answers in two dtypes never have the same one.
-    labels = _resolved("annotate", config, read_stored_dtype([study.child("annotate")]))
-    manifest = _annotate(study, labels, model, inputs | judge_inputs(labels))
+    # Before any fingerprint is computed, so that answers of two engines or dtypes never have the same one.
+    labels = _resolve_dtype("annotate", config, read_stored_dtype([study.child("annotate")]))
+    labels, choice = _resolve_engine(study, labels, model)
+    manifest = _annotate(study, labels, model, inputs | judge_inputs(labels), choice)
     if config.p_true:
-        score_p_true(study, _resolved("P(True)", config, _stored_p_true_dtype(study, labels.dtype)), inputs)
+        scores = _resolve_dtype("P(True)", config, _stored_p_true_dtype(study, labels.dtype))
+        score_p_true(study, resolve_p_true_engine(study, scores, labels), inputs)
     return manifest
 
 
-def _resolved(step: str, config: AnnotateConfig, stored: StoredDtype) -> AnnotateConfig:
-    """The settings with `auto` replaced by a dtype."""
+def _resolve_dtype(step: str, config: AnnotateConfig, stored: StoredDtype) -> AnnotateConfig:
+    """The settings with the dtype `auto` replaced."""
     dtype: Any = resolve_step_dtype(step, config.dtype, stored, lambda: detect_device(config.gpus_per_actor))
     return replace(config, dtype=dtype)
+
+
+def _resolve_engine(study: Folder, config: AnnotateConfig, model: str) -> tuple[AnnotateConfig, str]:
+    """The settings with the engine `auto` replaced, and why by this one; empty if the user named it.
+
+    Raises:
+        SettingsError: no engine can take the model with these settings.
+    """
+    if config.engine != AUTO_ENGINE:
+        return config, ""
+    if stored := read_stored_engine(study.child("annotate"), config.gpus_per_actor):
+        return replace(config, **stored), _EARLIER_RESULTS
+    choice = choose_engine(config.engine_request(model), detect_device(config.gpus_per_actor))
+    if choice.gpus_per_actor != config.gpus_per_actor:
+        detect_device(choice.gpus_per_actor)  # raises if this machine has too few
+    _LOG.info("annotate: %s", choice)
+    return replace(config, engine=choice.engine, gpus_per_actor=choice.gpus_per_actor), choice.reason
+
+
+def forecast_engine(study: Folder | None, config: AnnotateConfig, model: str) -> str:
+    """The engine that an annotation will use, or the rule if that depends on GPUs that only Ray knows. Without Ray.
+
+    Args:
+        study: its folder, which may hold earlier results.
+        config: as the user set it.
+        model: a folder, a Hugging Face Hub id or a .gguf file; empty if its files are not at hand.
+
+    Raises:
+        SettingsError: no engine can take the model with these settings.
+    """
+    if config.engine != AUTO_ENGINE:
+        return f"engine {config.engine}"
+    if study is not None and (stored := read_stored_engine(study.child("annotate"), None)):
+        return f"engine {stored['engine']}, because {_EARLIER_RESULTS}"
+    device = device_without_ray(config.gpus_per_actor)
+    request = replace(
+        config.engine_request(model), dtype=resolve_dtype(config.dtype, ASSUMED_GPU if device is None else device)
+    )
+    return describe_rule(request) if device is None else str(choose_engine(request, device))
 
 
 def _stored_p_true_dtype(study: Folder, labels: str) -> StoredDtype:
@@ -137,7 +187,16 @@ def _stored_p_true_dtype(study: Folder, labels: str) -> StoredDtype:
     return stored if stored.dtype else StoredDtype(dtype=labels, is_finished=False)
 
 
-def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[str, str]) -> Manifest:
+def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[str, str], choice: str) -> Manifest:
+    """Write the labels.
+
+    Args:
+        study: its folder.
+        config: with a resolved dtype and engine.
+        model: a folder, a Hugging Face Hub id or a .gguf file.
+        inputs: fingerprints by name.
+        choice: why `--engine auto` chose this engine; empty if the user named it.
+    """
     started_at = time.monotonic()
     folder = study.child("annotate")
     prompt_format = _prompt_format(model, config)
@@ -166,6 +225,8 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     worker_config = with_engine(worker_config, max_tokens=longest)
     annotate_missing("annotate", tables, worker_config, config, _progress_note, set_aside)
     counts = label(study, selected, config, judge=inputs.get(JUDGE, ""))
+    if choice:
+        counts["engine_choice"] = choice
     if config.prompt_format == "chat":
         counts["prompt_format"] = "chat"
     if ignored := ignored_model_settings(model):

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX, PromptBuilder, exemplar_texts
 from slick.annotation.set_aside import find_too_long, token_counter
-from slick.annotation.step import draw_study_exemplars
+from slick.annotation.step import draw_study_exemplars, forecast_engine
 from slick.annotation.store import select_questions
 from slick.annotation.worker import AnswerSetSpec
 from slick.curation.plan import CurationPlan
@@ -159,6 +159,7 @@ def forecast_lines(plan: CurationPlan, result: Forecast) -> Iterator[str]:
         f"greedy + {result.num_samples} samples) = {result.num_generations:,}, of at most {result.max_new_tokens} "
         f"tokens each{'; fewer with --annotate.mode labels' if plan.annotation.mode == 'labels' else ''}."
     )
+    yield f"Annotation: {forecast_engine(None, plan.annotation, plan.annotation.model)}."
     sampled = result.num_tokenized < result.num_questions
     of_sample = f" (in a sample of {result.num_tokenized:,} questions)" if sampled else ""
     yield f"Tokens per prompt{of_sample}: {result.mean_tokens:,.1f} on average, {result.max_tokens:,} at most."

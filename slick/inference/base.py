@@ -21,7 +21,8 @@ Capability = Literal["answers", "early_exit", "gold", "log_probabilities", "tens
 `Engine.score`. `log_probabilities`: `Engine.log_probabilities`. `tensor_parallel`: one engine on several GPUs.
 """
 
-DEFAULT_ENGINE = "transformers"
+PACKED_ENGINE = "transformers"
+"""The engine of this project, for one GPU or the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,12 @@ def current_gpu() -> Device:
     """
     _require_gpu()
     supports_bfloat16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return Device(is_gpu=True, supports_bfloat16=supports_bfloat16, name=torch.cuda.get_device_name())
+    return Device(
+        is_gpu=True,
+        supports_bfloat16=supports_bfloat16,
+        name=torch.cuda.get_device_name(),
+        memory=torch.cuda.get_device_properties(0).total_memory,
+    )
 
 
 def _require_gpu() -> None:

@@ -1,7 +1,7 @@
 """Most likely tokens, and probabilities of given tokens and answers, from a model's logits."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slick.errors import EngineError
+from slick.inference.base import GoldScore, SamplingConfig
 from slick.inference.packed.sampler import BoolArray, Candidates, IntArray, cumulative_probabilities
 
-_EXTRA_CANDIDATES = 24
+EXTRA_CANDIDATES = 24
 """Candidates fetched beyond top-k, to detect ties at its edge, which token ids break."""
 _NUM_GRID_ROWS = 16
 """Rows of the grid that `_top_keys` writes a vocabulary into."""
@@ -38,11 +39,11 @@ def top_candidates(logits_NV: Tensor, num: int) -> Candidates:
         EngineError: a logit is not finite.
     """
     num_classes = logits_NV.shape[1]
-    fetched = min(num + _EXTRA_CANDIDATES, num_classes)
+    fetched = min(num + EXTRA_CANDIDATES, num_classes)
     keys = (_top_keys if logits_NV.device.type == "cpu" else _top_keys_on_gpu)(logits_NV, fetched)
     values, ids = _unpack_keys(keys)
     values_NC, ids_NC = values[:, :num], ids[:, :num]
-    _check_finite(values_NC[:, 0])
+    check_finite(values_NC[:, 0])
     if fetched < num_classes:
         # A tie extends beyond the fetched tokens: only a full sort finds the lowest ids.
         tied = np.flatnonzero(values_NC[:, -1] == values[:, -1])
@@ -62,11 +63,16 @@ def token_log_probabilities(logits_NV: Tensor, ids: NDArray[np.int64]) -> Candid
     """
     log_probabilities_NV = torch.log_softmax(logits_NV.float(), dim=-1)
     values = log_probabilities_NV[:, torch.from_numpy(ids).to(logits_NV.device)].cpu().numpy()
-    _check_finite(values)
+    check_finite(values)
     return values, np.broadcast_to(ids, values.shape)
 
 
-def _check_finite(values: NDArray[np.float32]) -> None:
+def check_finite(values: NDArray[np.float32]) -> None:
+    """Refuse logits or log-probabilities that are not finite.
+
+    Raises:
+        EngineError: one is not.
+    """
     if not np.isfinite(values).all():
         raise EngineError(
             "the model's logits are not finite (NaN or infinity), so its answers are meaningless; load it in float32 "
@@ -77,7 +83,7 @@ def _check_finite(values: NDArray[np.float32]) -> None:
 def _top_keys_on_gpu(logits_NV: Tensor, num: int) -> SortKeys:
     """`_top_keys`, sorted on the GPU, so that only the keys are transferred to the host."""
     values, ids = torch.topk(logits_NV, num, dim=1, sorted=False)
-    # NaN is the largest value in topk; its key must be the largest too, so that `_check_finite` sees it.
+    # NaN is the largest value in topk; its key must be the largest too, so that `check_finite` sees it.
     values = values.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     keys, _ = _pack_keys((values + 0.0).view(torch.int32).long(), ids).sort(dim=1, descending=True)
     return keys.cpu().numpy()
@@ -104,7 +110,7 @@ def _top_keys(logits_NV: Tensor, num: int) -> SortKeys:
         kept = np.argpartition(values, -num, axis=1)[:, -num:]
         values, ids = np.take_along_axis(values, kept, axis=1), np.take_along_axis(ids, kept, axis=1)
     # NaN is the largest value here, but its key may be the smallest.
-    _check_finite(values.max(axis=1))
+    check_finite(values.max(axis=1))
     return -np.sort(-_pack_keys((values + 0.0).view(np.int32).astype(np.int64), ids), axis=1)
 
 
@@ -126,6 +132,81 @@ def _to_sortable(bits: Integers) -> Integers:
 def accepts_argument(model: nn.Module, parameter: str) -> bool:
     """Whether the model's forward method has this parameter."""
     return parameter in inspect.signature(model.forward).parameters
+
+
+def tokens_to_feed(answers: Sequence[TokenIds], max_new_tokens: int) -> list[list[int]]:
+    """The tokens of each answer, or none for an answer that is longer than any sample, whose probability is 0."""
+    return [list(answer) if len(answer) <= max_new_tokens else [] for answer in answers]
+
+
+def score_answers(
+    candidates: Candidates,
+    answers: Sequence[TokenIds],
+    num_prefixes: int,
+    ends_V: BoolArray,
+    sampling: SamplingConfig,
+) -> list[tuple[GoldScore, ...]]:
+    """Scores of gold answers, from the candidates at each of their positions.
+
+    Args:
+        candidates: for each prompt, prefix by prefix, one row before each token of `tokens_to_feed` and one after the
+            last; at least `top_k` candidates, or the whole vocabulary.
+        answers: token ids of the gold answer to each question.
+        num_prefixes: number of prompts per question.
+        ends_V: True for tokens that end an answer and add nothing to it.
+        sampling: how samples are drawn. An answer of `max_new_tokens` is cut off there, so no end token has to follow.
+
+    Returns:
+        One tuple per question, with one `GoldScore` per prefix.
+    """
+    num_questions, limit = len(answers), sampling.max_new_tokens
+    targets = [
+        [*fed, END_OF_ANSWER if len(fed) < limit else ANY_TOKEN] for fed in tokens_to_feed(answers, limit)
+    ] * num_prefixes
+    greedy_P, probability_P = score_positions(
+        candidates,
+        np.concatenate([np.array(target) for target in targets]),
+        np.repeat(np.arange(len(targets)), [len(target) for target in targets]),
+        ends_V,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+    )
+    fits = [len(answer) <= limit for answer in answers]
+    return [
+        tuple(
+            GoldScore(is_greedy=fits[q] and bool(greedy_P[p]), probability=fits[q] * float(probability_P[p]))
+            for p in range(q, len(targets), num_questions)
+        )
+        for q in range(num_questions)
+    ]
+
+
+def sort_candidates(rows: Sequence[Mapping[int, float]], num: int) -> Candidates:
+    """Candidates from the log-probabilities of the most likely tokens by id, as engines with an own sampler give them.
+
+    Log-probabilities are logits up to a constant per row, which no sampling probability depends on.
+
+    Args:
+        rows: one mapping per position. To break ties at the edge by token id, as `top_candidates` does, pass
+            `EXTRA_CANDIDATES` more than `num`.
+        num: number of candidates to keep.
+
+    Returns:
+        The `num` most likely tokens of each row, by log-probability and then by token id.
+
+    Raises:
+        EngineError: a row has fewer tokens, or its highest log-probability is not finite.
+    """
+    if fewest := min((len(row) for row in rows if len(row) < num), default=0):
+        raise EngineError(f"the engine returned log-probabilities of {fewest} tokens at a position, expected {num}")
+    values, ids = np.empty((len(rows), num), dtype=np.float32), np.empty((len(rows), num), dtype=np.int64)
+    for i, row in enumerate(rows):
+        row_ids = np.fromiter(row.keys(), dtype=np.int64, count=len(row))
+        row_values = np.fromiter(row.values(), dtype=np.float32, count=len(row))
+        best = np.lexsort((row_ids, -row_values))[:num]
+        values[i], ids[i] = row_values[best], row_ids[best]
+    check_finite(values[:, 0])
+    return values, ids
 
 
 def score_positions(

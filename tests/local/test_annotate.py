@@ -248,6 +248,17 @@ def test_missing_or_repeated_answer_is_an_error(annotated_study: Folder) -> None
         knowledge_table(answered, pa.concat_tables([evidence, evidence.slice(0, 1)]))
 
 
+def test_chosen_engine_is_stored_and_is_the_identity(annotated_study: Folder, config: AnnotateConfig) -> None:
+    manifest = require_manifest(annotated_study.child("annotate"), "annotate")
+    assert config.engine == "auto"
+    assert manifest.settings["engine"] == "transformers"
+    assert manifest.counts["engine_choice"] == "the model runs on the CPU"
+    for engine in ("auto", "transformers"):
+        assert annotate(annotated_study, replace(config, engine=engine)) == manifest, "it is finished"
+    with pytest.raises(StudyError, match="engine was transformers, is vllm"):
+        annotate(annotated_study, replace(config, engine="vllm"))
+
+
 def test_invalid_settings_are_refused() -> None:
     for invalid in ({"num_shots": 0}, {"limit_per_relation": 0}, {"min_actors": 3, "max_actors": 2}):
         with pytest.raises(SettingsError):
@@ -257,8 +268,6 @@ def test_invalid_settings_are_refused() -> None:
     for invalid in ({"mode": "labels"}, {"matcher": "raw"}):
         with pytest.raises(SettingsError, match="gold estimator generates no answers"):
             AnnotateConfig(estimator="gold", **invalid)
-    with pytest.raises(SettingsError, match="--engine vllm does not support --estimator gold; use --engine transf"):
-        AnnotateConfig(estimator="gold", engine="vllm")
 
 
 def test_speed_settings_are_not_part_of_the_identity() -> None:

@@ -10,7 +10,8 @@ import pytest
 from slick.annotation.prompting import PromptBuilder, draw_spares, exemplar_texts, read_context, write_context
 from slick.errors import DataError, ModelError
 from slick.inference.base import PromptBatch, SamplingConfig
-from slick.inference.packed.engine import PromptTokenizer, TransformersEngine
+from slick.inference.packed.engine import TransformersEngine
+from slick.inference.tokens import PromptTokenizer
 from slick.prompt_formats import ChatFormat, QaFormat, make_prompt_format
 from slick.types import Message
 from tests.local.tiny import tiny_model, tiny_tokenizer

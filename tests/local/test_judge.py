@@ -19,7 +19,7 @@ from slick.annotation.worker import AnnotationWorker, WorkerConfig
 from slick.datasets import read_questions
 from slick.errors import ModelError
 from slick.formatting import ProgressReporter
-from slick.inference.base import DEFAULT_ENGINE, ENGINES, EngineConfig, PromptBatch, SamplingConfig
+from slick.inference.base import ENGINES, PACKED_ENGINE, EngineConfig, PromptBatch, SamplingConfig
 from slick.storage import Folder
 from slick.study_files import GENERATION_SCHEMA, JUDGE_OUTCOMES, UNPARSABLE, read_knowledge
 from tests.local.tiny import save_tiny_model, write_birthplace_questions
@@ -64,7 +64,7 @@ def test_outcome_is_the_most_probable_choice(config: AnnotateConfig, in_process:
     rows = {row["key"]: row for row in folder.child(JUDGE_FOLDER).read_tables().to_pylist()}
     assert len(folder.child(JUDGE_FOLDER).names(".parquet")) == 3
     assert progress.done == len(rows) == len(ITEMS)
-    engine = ENGINES.get(DEFAULT_ENGINE).load(EngineConfig(model=config.judge.model, prefixes=(ANSWER_RUBRIC.prefix,)))
+    engine = ENGINES.get(PACKED_ENGINE).load(EngineConfig(model=config.judge.model, prefixes=(ANSWER_RUBRIC.prefix,)))
     batch = PromptBatch(
         prefixes=[ANSWER_RUBRIC.prefix],
         question_ids=[item.key for item in ITEMS],

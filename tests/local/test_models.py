@@ -8,7 +8,7 @@ import pytest
 
 from slick.errors import ModelError
 from slick.inference.devices import prepare_device
-from slick.inference.engines import _gpu_arguments
+from slick.inference.vllm_engine import _gpu_arguments
 from slick.models import (
     load_model,
     load_tokenizer,

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from slick.inference.base import PromptBatch
-from slick.inference.packed.engine import PromptTokenizer
+from slick.inference.tokens import PromptTokenizer
 from tests.local.tiny import TEXT, tiny_model, tiny_tokenizer
 
 SUBJECTS = ("Peru", "Emmy Noether", "Emmy Noether's\nhouse", "", "zürich", "Lima", "Peru Lima")

@@ -48,7 +48,7 @@ ALLOWED_FILES = {
     "mlflow": ["tuning/trackers.py"],
     "wandb": ["tuning/trackers.py"],
     "optuna": ["tuning/trials.py"],
-    "vllm": ["slick/inference/engines.py"],
+    "vllm": ["slick/inference/vllm_engine.py"],
     "scipy": ["slick/report/*.py", "slick/annotation/uncertainty.py"],
     "statsmodels": ["slick/report/statistics/*.py"],
     "matplotlib": ["slick/report/*.py"],

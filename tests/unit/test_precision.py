@@ -238,7 +238,9 @@ def test_emulated_bfloat16_does_not_count_as_support(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: emulates[including_emulation])
-    assert current_gpu() == Device(is_gpu=True, supports_bfloat16=False, name="Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16_000_000_000))
+    expected = Device(is_gpu=True, supports_bfloat16=False, name="Tesla V100", memory=16_000_000_000)
+    assert current_gpu() == expected
     assert format_device(torch.device("cuda:1")) == "cuda (Tesla V100)"
     assert format_device(torch.device("cpu")) == "cpu"
 

@@ -38,9 +38,10 @@ FILES = {"questions": "x.csv", "relations": "r.json", "rejects": "bad.jsonl", "a
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (AnnotateConfig(dtype="float32"), "872cab6ea16c03ac"),
+        (AnnotateConfig(dtype="float32", engine="transformers"), "872cab6ea16c03ac"),
         (
             AnnotateConfig(
+                engine="transformers",
                 dtype="float32",
                 model="m",
                 matcher="f1",
