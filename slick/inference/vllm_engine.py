@@ -363,6 +363,8 @@ def _attention_backend(llm: Any) -> str:
 
 
 def _import_vllm() -> Any:
+    # In this process instead of one of its own, which would outlive a killed actor and keep its memory.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     try:
         import vllm
     except ImportError as error:

