@@ -9,8 +9,9 @@ The progress of an annotation follows from its settings and part files, without 
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -73,7 +74,7 @@ from slick.models import (
     resolve_model,
     resolve_study_model,
 )
-from slick.precision import ASSUMED_GPU, StoredDtype, read_stored_dtype, resolve_dtype, resolve_step_dtype
+from slick.precision import ASSUMED_GPU, Device, StoredDtype, read_stored_dtype, resolve_dtype, resolve_step_dtype
 from slick.prompt_formats import ChatFormat, PromptFormat, QaFormat, make_prompt_format, parse_template_arguments
 from slick.prompts import draw_exemplar_sets
 from slick.storage import Folder, FolderLike, as_folder
@@ -127,22 +128,27 @@ def _annotate_with_p_true(study: Folder, config: AnnotateConfig) -> Manifest:
     if config.p_true:
         check_same_model(study, inputs["model"])
     # Before any fingerprint is computed, so that answers of two engines or dtypes never have the same one.
-    labels = _resolve_dtype("annotate", config, read_stored_dtype([study.child("annotate")]))
-    labels, choice = _resolve_engine(study, labels, model)
+    device = cache(lambda: detect_device(config.gpus_per_actor))
+    labels = _resolve_dtype("annotate", config, read_stored_dtype([study.child("annotate")]), device)
+    labels, choice = _resolve_engine(study, labels, model, device)
     manifest = _annotate(study, labels, model, inputs | judge_inputs(labels), choice)
     if config.p_true:
-        scores = _resolve_dtype("P(True)", config, _stored_p_true_dtype(study, labels.dtype))
+        scores = _resolve_dtype("P(True)", config, _stored_p_true_dtype(study, labels.dtype), device)
         score_p_true(study, resolve_p_true_engine(study, scores, labels), inputs)
     return manifest
 
 
-def _resolve_dtype(step: str, config: AnnotateConfig, stored: StoredDtype) -> AnnotateConfig:
+def _resolve_dtype(
+    step: str, config: AnnotateConfig, stored: StoredDtype, device: Callable[[], Device]
+) -> AnnotateConfig:
     """The settings with the dtype `auto` replaced."""
-    dtype: Any = resolve_step_dtype(step, config.dtype, stored, lambda: detect_device(config.gpus_per_actor))
+    dtype: Any = resolve_step_dtype(step, config.dtype, stored, device)
     return replace(config, dtype=dtype)
 
 
-def _resolve_engine(study: Folder, config: AnnotateConfig, model: str) -> tuple[AnnotateConfig, str]:
+def _resolve_engine(
+    study: Folder, config: AnnotateConfig, model: str, device: Callable[[], Device]
+) -> tuple[AnnotateConfig, str]:
     """The settings with the engine `auto` replaced, and why by this one; empty if the user named it.
 
     Raises:
@@ -152,7 +158,7 @@ def _resolve_engine(study: Folder, config: AnnotateConfig, model: str) -> tuple[
         return config, ""
     if stored := read_stored_engine(study.child("annotate"), config.gpus_per_actor):
         return replace(config, **stored), _EARLIER_RESULTS
-    choice = choose_engine(config.engine_request(model), detect_device(config.gpus_per_actor))
+    choice = choose_engine(config.engine_request(model), device())
     if choice.gpus_per_actor != config.gpus_per_actor:
         detect_device(choice.gpus_per_actor)  # raises if this machine has too few
     _LOG.info("annotate: %s", choice)
