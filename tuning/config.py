@@ -100,7 +100,7 @@ class TrainConfig:
     evaluate: Literal["all", "needed"] = setting("all", "evaluations", "cost", when=_evaluates_needed)
     """`all`: evaluate all rows after every epoch. `needed`: test and out-of-distribution rows only after epochs that
     budgets and stopping policies select, each new best dev epoch, the last epoch, and every `evaluate_stride`-th. The
-    weights and the stored results are the same; sections of the report that need every epoch say so."""
+    weights and the stored results are the same; sections of the report that need every epoch state it."""
     evaluate_stride: int = setting(5, "evaluations", "cost", when=_evaluates_needed, minimum=0)
     """With `evaluate` needed: evaluate all rows after every epoch that is a multiple of this, for the linear model of
     test accuracy; 0: after no further epochs."""

@@ -78,7 +78,7 @@ def requested_experiments(study: Folder) -> tuple[str, ...] | None:
 def explain_unrequested_findings(
     results: Sequence[FindingResult], requested: tuple[str, ...] | None
 ) -> list[FindingResult]:
-    """The results, in which findings that are not testable because no experiment of theirs was requested say so."""
+    """The results; findings whose experiments were not requested have that as their reason."""
 
     def explained(result: FindingResult) -> FindingResult:
         experiments = findings.get(result.id).experiments
