@@ -42,8 +42,6 @@ _POSITIVE_FIELDS = ("gpus", "gpu_memory", "machine_memory", "gpus_a_machine", "r
             "questions", "trainings", "epochs", "train_rows", "asked_rows")  # fmt: skip
 MAX_SCALE_FACTOR = 10.0
 """Speeds of a model that is larger or smaller by more than this factor are used with a warning."""
-_PROMPT_TOKENS, _ANSWER_TOKENS = 82, 5
-"""Tokens of a question with 4 examples, and of an answer, in EntityQuestions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +288,7 @@ def _annotation_lines(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
     dtype, available = config.planned_dtype, (1 - HEADROOM) * config.gpu_memory * GB
     weights, per_token = dtype_bytes(dtype) * shape.parameters, shape.kv_bytes_per_token(dtype)
     flag = "" if dtype == resolve_dtype(AUTO, ASSUMED_GPU) else f" --dtype {dtype}"
-    per_question = per_token * (10 * _PROMPT_TOKENS + 170 * _ANSWER_TOKENS)
+    per_question = shape.kv_bytes_per_question(dtype)
     num_gpus = num_gpus_for_weights(weights, config.gpu_memory * GB, shape.num_heads)
     yield (
         f"Annotation, {dtype}: weights {weights / GB:.1f} GB, KV cache {per_token / 1024:.0f} KiB per token; "

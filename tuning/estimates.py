@@ -32,6 +32,9 @@ TOKENS_PER_ROW = 24
 """Mean tokens of prompt and answer in the closed-book format on EntityQuestions; tokenizers differ by a few."""
 ANSWER_TOKENS_PER_ROW = 5
 
+PROMPT_TOKENS_PER_QUESTION, ANSWER_TOKENS_PER_QUESTION = 10 * 82, 170 * 5
+"""Tokens of the 10 prompts of a question, each with 4 examples, and of its 170 answers, on EntityQuestions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
@@ -81,6 +84,10 @@ class ModelShape:
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of the keys and values of one token."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes(dtype)
+
+    def kv_bytes_per_question(self, dtype: str) -> int:
+        """Bytes of the keys and values of a question's prompts and answers, if they share no prefixes."""
+        return self.kv_bytes_per_token(dtype) * (PROMPT_TOKENS_PER_QUESTION + ANSWER_TOKENS_PER_QUESTION)
 
 
 def _shape(*values: Any) -> ModelShape:

@@ -137,7 +137,7 @@ def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[QuestionRow], s
 
     if not rows:
         return []
-    on_gpu = next(model.parameters()).device.type == "cuda"
+    on_gpu = next(model.parameters()).device.type != "cpu"
     batch_size = settings.batch_size or (None if on_gpu else DEFAULT_BATCH_SIZE)
     engine = TransformersEngine(model, tokenizer, batch_questions=batch_size)
     answers = engine.generate(

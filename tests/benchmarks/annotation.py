@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from slick.cluster import LOCAL_CLUSTER_ENV
 
@@ -142,6 +143,16 @@ def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, wo
     }
 
 
+def generation_options(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of transformers' `generate` for greedy answers and for samples, both up to a newline."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    ends = [i for i, text in enumerate(texts) if "\n" in text or i == tokenizer.eos_token_id]
+    pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    common = {"max_new_tokens": MAX_NEW_TOKENS, "eos_token_id": ends, "pad_token_id": pad}
+    sampled = {"do_sample": True, "temperature": 0.5, "top_k": 40, "top_p": 1.0, "num_return_sequences": NUM_SAMPLES}
+    return {"do_sample": False, **common}, {**sampled, **common}
+
+
 def run_generate(model_folder: str, dtype: str, work: list[dict]) -> dict:
     """`generate` of transformers, one prompt at a time: greedy, then 16 samples."""
     import torch
@@ -149,9 +160,7 @@ def run_generate(model_folder: str, dtype: str, work: list[dict]) -> dict:
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=getattr(torch, dtype)).eval()
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    ends = [i for i, text in enumerate(texts) if "\n" in text or i == tokenizer.eos_token_id]
-    common = {"max_new_tokens": MAX_NEW_TOKENS, "eos_token_id": ends, "pad_token_id": ends[0]}
+    greedy_options, sampled_options = generation_options(tokenizer)
     hits, started = 0, 0.0
     for part in [{**work[0], "suffixes": work[0]["suffixes"][:1], "prefixes": work[0]["prefixes"][:1]}, *work]:
         if part is work[0]:
@@ -161,16 +170,8 @@ def run_generate(model_folder: str, dtype: str, work: list[dict]) -> dict:
                 ids = tokenizer(prefix + suffix, return_tensors="pt")
                 length = ids["input_ids"].shape[1]
                 with torch.inference_mode():
-                    greedy = model.generate(**ids, do_sample=False, **common)
-                    model.generate(
-                        **ids,
-                        do_sample=True,
-                        temperature=0.5,
-                        top_k=40,
-                        top_p=1.0,
-                        num_return_sequences=NUM_SAMPLES,
-                        **common,
-                    )
+                    greedy = model.generate(**ids, **greedy_options)
+                    model.generate(**ids, **sampled_options)
                 text = tokenizer.decode(greedy[0, length:], skip_special_tokens=True).split("\n")[0].strip()
                 hits += text in gold
     return {"seconds": time.process_time() - started, "hits": hits}

@@ -71,7 +71,7 @@ def read_rows(source: str, num: dict[str, int]) -> list[QuestionRow]:
 
 
 class Clock:
-    """Measures tokens and seconds after the warm-up steps."""
+    """Measures tokens, seconds and peak memory of a GPU after the warm-up steps."""
 
     def __init__(self, device: str) -> None:
         self._device, self._steps, self._tokens, self._started_at = device, 0, 0, 0.0
@@ -82,6 +82,10 @@ class Clock:
         if self._steps > WARM_UP:
             self._tokens += tokens
         elif self._steps == WARM_UP:
+            if self._device == "cuda":
+                import torch
+
+                torch.cuda.reset_peak_memory_stats()
             self._started_at = self._now()
 
     def _now(self) -> float:
@@ -93,8 +97,13 @@ class Clock:
         return time.monotonic()
 
     def result(self) -> dict[str, float]:
-        """Tokens and seconds."""
-        return {"tokens": self._tokens, "seconds": self._now() - self._started_at}
+        """Tokens of all workers, seconds, and on a GPU the peak memory of this worker."""
+        result = {"tokens": self._tokens, "seconds": self._now() - self._started_at}
+        if self._device == "cuda":
+            import torch
+
+            result["peak_bytes"] = torch.cuda.max_memory_allocated()
+        return result
 
 
 def select_device() -> str:
@@ -109,6 +118,10 @@ def join_group(rank: int = 0, num_workers: int = 1, port: str = "29511") -> None
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": str(num_workers)}
     os.environ["LOCAL_RANK"] = str(rank)
+    if select_device() == "cuda":
+        import torch
+
+        torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if select_device() == "cuda" else "gloo", rank=rank, world_size=num_workers)
 
 
@@ -116,13 +129,16 @@ def first_epoch_batches(examples: list[Example], batch_size: int) -> list[list[E
     return [[examples[i] for i in part] for part in epoch_batches(len(examples), batch_size, 0, 1)]
 
 
-def run_slick(model: str, examples: list[Example], config: TrainConfig, pad_id: int) -> dict[str, float]:
+def run_slick(
+    model: str, examples: list[Example], config: TrainConfig, pad_id: int, rank: int, port: str
+) -> dict[str, float]:
     from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
-    join_group()
+    join_group(rank, config.num_workers, port)
     init_deepspeed()
     device = select_device()
-    trainer = Trainer(model, config, WorkerContext(rank=0, local_rank=0, num_workers=1, device=device), pad_id)
+    context = WorkerContext(rank=rank, local_rank=rank, num_workers=config.num_workers, device=device)
+    trainer = Trainer(model, config, context, pad_id)
     clock = Clock(device)
     trainer.engine.train()
     for batch in first_epoch_batches(examples, config.batch_size):
@@ -131,36 +147,45 @@ def run_slick(model: str, examples: list[Example], config: TrainConfig, pad_id: 
     return clock.result()
 
 
-def run_bare(model: str, examples: list[Example], config: TrainConfig, pad_id: int, packing: bool) -> dict[str, float]:
+def run_bare(
+    model: str, examples: list[Example], config: TrainConfig, pad_id: int, rank: int, port: str, *, packing: bool
+) -> dict[str, float]:
     import torch
-    from torch.nn import functional
 
     from slick.models import load_model
     from tuning.forward import ForwardRunner
 
-    device = select_device()
+    device, num_workers = select_device(), config.num_workers
+    if num_workers > 1:
+        join_group(rank, num_workers, port)
     loaded = load_model(model, "float32", device).train()
     forward = ForwardRunner(loaded, pad_id, packing=True) if packing else None
+    called = torch.nn.parallel.DistributedDataParallel(loaded) if num_workers > 1 else loaded
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=config.learning_rate, weight_decay=0.0)
     clock = Clock(device)
     for batch in first_epoch_batches(examples, config.batch_size):
         with torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            if forward is not None:
-                with forward.rows(batch) as rows:
-                    loss = functional.cross_entropy(forward.answer_logits(rows).float(), rows.labels_K)
-            else:
-                ids, mask, labels = pad(batch, pad_id)
-                logits = loaded(
-                    input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device)
-                ).logits
-                targets = torch.tensor(labels[:, 1:], device=device).flatten()
-                loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100)
+            loss = bare_loss(called, forward, batch[rank::num_workers], pad_id, device)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(loaded.parameters(), 1.0)
         optimizer.step()
         clock.step(sum(example.num_tokens for example in batch))
     return clock.result()
+
+
+def bare_loss(model: Any, forward: Any, batch: list[Example], pad_id: int, device: str) -> Any:
+    """The mean loss of the answer tokens: of packed rows with a `ForwardRunner`, else of padded rows."""
+    import torch
+    from torch.nn import functional
+
+    if forward is not None:
+        with forward.rows(batch) as rows:
+            return functional.cross_entropy(forward.answer_logits(rows, model).float(), rows.labels_K)
+    ids, mask, labels = pad(batch, pad_id)
+    logits = model(input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device)).logits
+    targets = torch.tensor(labels[:, 1:], device=device).flatten()
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100)
 
 
 def pad(batch: list[Example], pad_id: int) -> tuple[Any, Any, Any]:
@@ -333,6 +358,7 @@ def run_method(arguments: argparse.Namespace) -> dict[str, float]:
         num_workers=arguments.num_workers,
         offload=arguments.offload,
         activation_checkpointing=arguments.activation_checkpointing,
+        lora_rank=arguments.lora_rank,
     )
     tokenizer = load_tokenizer(arguments.model)
     rows = [
@@ -349,15 +375,17 @@ def run_method(arguments: argparse.Namespace) -> dict[str, float]:
         peak = peak_memory(arguments.model, config, examples, pad_id, arguments.rank, arguments.port)
         return {"peak_mb": peak}
     if arguments.method == "slick":
-        return run_slick(arguments.model, examples, config, pad_id)
+        return run_slick(arguments.model, examples, config, pad_id, arguments.rank, arguments.port)
     if arguments.method == "trainer":
         return run_trainer(arguments.model, examples, config, pad_id)
-    return run_bare(arguments.model, examples, config, pad_id, arguments.method == "bare-joined")
+    packing = arguments.method == "bare-joined"
+    return run_bare(arguments.model, examples, config, pad_id, arguments.rank, arguments.port, packing=packing)
 
 
 def start_process(arguments: argparse.Namespace, rows: str, **changed: Any) -> "subprocess.Popen[str]":
     settings = {**vars(arguments), **changed}
-    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "method", "rank", "port", "epochs")
+    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "lora_rank", "method", "rank", "port")
+    names += ("epochs",)
     command = [sys.executable, "-m", "tests.benchmarks.training", "--questions", "-", "--rows", rows]
     for name in names:
         command += [f"--{name.replace('_', '-')}", str(settings[name])]
@@ -441,7 +469,7 @@ def main() -> None:
     parser.add_argument("--activation-checkpointing", action="store_true")
     for name, default in (("method", ""), ("rows", ""), ("offload", "none"), ("port", "29511")):
         parser.add_argument(f"--{name}", default=default, help=argparse.SUPPRESS)
-    for name in ("zero-stage", "rank"):
+    for name in ("zero-stage", "lora-rank", "rank"):
         parser.add_argument(f"--{name}", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.method:

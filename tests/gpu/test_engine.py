@@ -9,7 +9,7 @@ import torch
 
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.engine import TransformersEngine
-from tests.local.test_engine_on_device import all_results
+from tests.local.engine_results import all_results
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 
 if not torch.cuda.is_available():

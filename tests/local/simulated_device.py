@@ -4,6 +4,10 @@ Its tensors are stored and computed on the CPU but report another device. As on 
 CPU tensors is an error. Every read of their values by the host is counted, because on a GPU it waits for all queued
 work. GPU arithmetic and speed are not simulated.
 
+With a total size, the memory of all live tensors is counted, and allocating more than there is raises
+`torch.OutOfMemoryError`. Several processes that share the device are simulated one inside another; each has its own
+count and limit.
+
 A device cannot be unregistered from torch, so tests that use this one run it in a subprocess.
 """
 
@@ -12,10 +16,12 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
@@ -42,6 +48,7 @@ class DeviceTensor(Tensor):
     """A CPU tensor that reports the simulated device."""
 
     on_cpu: Tensor
+    on_create: ClassVar[Callable[["DeviceTensor"], None] | None] = None
 
     @staticmethod
     def __new__(cls, on_cpu: Tensor) -> "DeviceTensor":
@@ -54,6 +61,8 @@ class DeviceTensor(Tensor):
             device=torch.device(NAME, 0),
         )
         tensor.on_cpu = on_cpu
+        if DeviceTensor.on_create is not None:
+            DeviceTensor.on_create(tensor)
         return tensor
 
     @classmethod
@@ -61,11 +70,72 @@ class DeviceTensor(Tensor):
         raise AssertionError(f"{func} of a tensor whose device is not active")
 
 
+@dataclass(slots=True)
+class DeviceMemory:
+    """Memory of a device that several processes share; bytes of live tensors, by process."""
+
+    total: int
+    process: str = ""
+    """The process that allocates now."""
+    fractions: dict[str, float] = field(default_factory=dict)
+    """Share of the memory that a process may use, by process."""
+    used: Counter[str] = field(default_factory=Counter)
+    peak: Counter[str] = field(default_factory=Counter)
+    num_refused: int = 0
+    """Number of allocations that raised `torch.OutOfMemoryError`."""
+    _num_tensors: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def free(self) -> int:
+        """Bytes that no process uses."""
+        return max(0, self.total - self.used.total())
+
+    @property
+    def fraction(self) -> float:
+        """Share of the memory that this process may use."""
+        return self.fractions.get(self.process, 1.0)
+
+    def allocate(self, tensor: DeviceTensor) -> None:
+        """Count the storage of a new tensor until its last tensor is gone.
+
+        Raises:
+            torch.OutOfMemoryError: it does not fit.
+        """
+        storage = tensor.on_cpu.untyped_storage()
+        key, size, process = storage.data_ptr(), storage.nbytes(), self.process
+        if not size:
+            return
+        if key not in self._num_tensors:
+            if size > self.free or self.used[process] + size > self.fraction * self.total:
+                self.num_refused += 1
+                raise torch.OutOfMemoryError("simulated")
+            self._num_tensors[key] = 0
+            self.used[process] += size
+            self.peak[process] = max(self.peak[process], self.used[process])
+        self._num_tensors[key] += 1
+        weakref.finalize(tensor, self._release, key, size, process).atexit = False
+
+    def _release(self, key: int, size: int, process: str) -> None:
+        self._num_tensors[key] -= 1
+        if not self._num_tensors[key]:
+            del self._num_tensors[key]
+            self.used[process] -= size
+
+    @contextmanager
+    def running(self, process: str) -> Iterator[None]:
+        """Simulate another process inside the block."""
+        previous, self.process = self.process, process
+        yield
+        self.process = previous
+
+
 class SimulatedDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, tensors can be moved to the device and computed with."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: DeviceMemory | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.memory = memory
+        """Counts the memory of all tensors; if None, only `limit_bytes`, `free_bytes` and `fraction` apply."""
         self.reads: Counter[str] = Counter()
         """Number of reads of device values by the host, by operation."""
         self.largest_bytes = 0
@@ -129,12 +199,19 @@ class SimulatedDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def activated(self) -> Iterator[None]:
         """Make torch use the device inside the block."""
+        memory = self.memory
         with (
             _Constants(),
             self,
-            patch("torch.cuda.mem_get_info", lambda _: (self.free_bytes, 1 << 34)),
-            patch("torch.cuda.get_per_process_memory_fraction", lambda _: self.fraction),
+            patch(
+                "torch.cuda.mem_get_info",
+                lambda _: (memory.free, memory.total) if memory else (self.free_bytes, 1 << 34),
+            ),
+            patch("torch.cuda.get_per_process_memory_fraction", lambda _: memory.fraction if memory else self.fraction),
+            patch("torch.cuda.memory_reserved", lambda _: memory.used[memory.process] if memory else 0),
+            patch("torch.cuda.memory_allocated", lambda _: memory.used[memory.process] if memory else 0),
             patch("torch.cuda.empty_cache", self._empty),
+            patch.object(DeviceTensor, "on_create", memory.allocate if memory else None),
         ):
             yield
 

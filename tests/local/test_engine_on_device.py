@@ -1,7 +1,8 @@
-"""The engine on a simulated device: no tensor stays on the CPU, and the host waits once per forward pass."""
+"""The engine on a simulated device: no tensor stays on the CPU, the host waits once per forward pass, and answers stay
+the same where memory is shared or runs out.
+"""
 
 import math
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,29 +10,34 @@ import numpy as np
 import pytest
 import torch
 
-from slick.inference.base import Answers, PromptBatch, SamplingConfig
 from slick.inference.devices import free_bytes
 from slick.inference.packed.engine import TransformersEngine
+from tests.local.device_memory import MANY_BATCHES, MEMORY_CASES, SHARED_MEMORY
+from tests.local.engine_results import BATCH, SAMPLING, all_results, texts
 from tests.local.simulated_device import SimulatedDevice, print_cases, put_on_device, run_cases_in_subprocess
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 
-QUICK = ("llama float32", "llama bfloat16", "gemma3_text float32", "gpt2 float32", "mamba float32")
-SLOW = tuple(
+QUICK_MODELS = ("llama float32", "llama bfloat16", "gemma3_text float32", "gpt2 float32", "mamba float32")
+SLOW_MODELS = tuple(
     model
     for model in (*(f"{name} float32" for name in (*CONFIGS, *UNPACKED)), "gemma3_text bfloat16", "gpt2 bfloat16")
-    if model not in QUICK
+    if model not in QUICK_MODELS
 )
+QUICK = (*QUICK_MODELS, "two actors", "training and evaluation")
+SLOW = (*SLOW_MODELS, "thousandth batch")
 
 
 @cache
-def run_models(models: tuple[str, ...]) -> dict[str, Any]:
-    """Run all models in one subprocess, because importing torch takes most of its time."""
-    return run_cases_in_subprocess("tests.local.test_engine_on_device", models)
+def run_cases(cases: tuple[str, ...]) -> dict[str, Any]:
+    """Run all cases in one subprocess, because importing torch takes most of its time."""
+    return run_cases_in_subprocess("tests.local.test_engine_on_device", cases)
 
 
-@pytest.mark.parametrize("model", [*QUICK, *(pytest.param(model, marks=pytest.mark.slow) for model in SLOW)])
+@pytest.mark.parametrize(
+    "model", [*QUICK_MODELS, *(pytest.param(model, marks=pytest.mark.slow) for model in SLOW_MODELS)]
+)
 def test_results_on_a_device_equal_those_on_the_cpu(model: str) -> None:
-    result = run_models(QUICK if model in QUICK else SLOW)[model]
+    result = run_cases(QUICK if model in QUICK_MODELS else SLOW)[model]
     name, dtype = model.split()
     assert result["uses_packing"] == result["uses_packing_on_cpu"] == (name in CONFIGS)
     cpu, device = result["cpu"], result["device"]
@@ -58,45 +64,44 @@ def test_results_on_a_device_equal_those_on_the_cpu(model: str) -> None:
             assert result["little_memory"] == result["little_free_memory"] == cpu["full"]
 
 
-class _ArtificialMatcher:
-    """An artificial matcher that accepts few answers, so that not every greedy answer is a hit."""
-
-    def is_hit(self, answer: str) -> bool:
-        return self.can_still_match(answer) and len(answer) % 11 == 0
-
-    def can_still_match(self, beginning: str) -> bool:
-        return not beginning or ord(beginning[0]) % 3 != 0
-
-
-_NAMES = [f"Peru {i}" for i in range(12)]
-_BATCH = PromptBatch(
-    prefixes=["Q: Where was Ada Lovelace born?\nA: London\n", "", "Q: Who wrote Dune?\nA: Frank\nQ: Who?\nA: He\n"],
-    question_ids=_NAMES,
-    suffixes=[f"Q: What is the capital of {name}?\nA:" for name in _NAMES],
-)
-_ONE_PREFIX = PromptBatch(prefixes=_BATCH.prefixes[:1], question_ids=_NAMES, suffixes=_BATCH.suffixes)
-_SAMPLING = SamplingConfig(num_samples=5, max_new_tokens=8, temperature=1.0, top_k=20)
+def test_two_actors_on_one_gpu_stay_within_their_halves() -> None:
+    """The second actor answers while the first is in the middle of a batch."""
+    result = run_cases(QUICK)["two actors"]
+    assert result["alone"] == result["first"] == result["second"] == result["cpu"]
+    assert result["interruptions"] >= 2
+    assert result["batch_first"] >= result["batch_second"] >= 2
+    assert result["batch_alone"] >= 1.5 * result["batch_first"], "an actor with the whole GPU takes larger batches"
+    for name in ("first", "second"):
+        assert 0 < result["peak"][name] <= SHARED_MEMORY / 2
+    assert result["num_refused"] == 0, "the batch size follows the actor's share of the memory"
 
 
-def _texts(answers: list[tuple[Answers, ...]]) -> list[list[str | None]]:
-    return [[a.greedy_text, *a.sampled_text] for row in answers for a in row]
+def test_evaluation_fits_into_the_memory_that_training_leaves() -> None:
+    result = run_cases(QUICK)["training and evaluation"]
+    assert result["device"] == result["cpu"]
+    assert len(set(result["cpu"])) > 3
+    assert result["batch"] < result["num_rows"], "fewer rows at once than with unlimited memory"
+    assert result["used_after"] == result["used_before"], "evaluation leaves no memory behind"
+    assert sorted(result["losses"], reverse=True) == result["losses"], "training continues"
+    assert len(result["losses"]) == 3
 
 
-def all_results(engine: TransformersEngine) -> dict[str, Any]:
-    """Results of generation, early exit, scoring and log-probabilities."""
-    full = engine.generate(_BATCH, _SAMPLING)
-    labels = engine.generate(_BATCH, _SAMPLING, [_ArtificialMatcher()] * len(_NAMES))
-    gold = engine.score(_BATCH, _NAMES, replace(_SAMPLING, top_k=400))
-    choices = engine.log_probabilities(_ONE_PREFIX, [" London", " He"])
-    return {
-        "full": _texts(full),
-        "labels": _texts(labels),
-        "probability": [score.probability for scores in gold for score in scores],
-        "choices": [value for row in choices for value in row],
-    }
+@pytest.mark.slow
+def test_memory_that_runs_out_at_the_thousandth_batch() -> None:
+    result = run_cases(SLOW)["thousandth batch"]
+    assert result["equal"]
+    assert result["num_refused"] == 1
+    assert result["warnings"] == ["out of memory with a batch of 2 questions; continuing with batches of 1"]
+    assert result["sizes"] == [2] * MANY_BATCHES + [1] * 20, "the refused batch is repeated in halves"
+    assert result["used_late"] == result["used_early"], "batches leave no memory behind"
 
 
 def run_case(case: str) -> dict[str, Any]:
+    """Results of one case."""
+    return MEMORY_CASES[case]() if case in MEMORY_CASES else run_model(case)
+
+
+def run_model(case: str) -> dict[str, Any]:
     """Results of a model on the CPU and on the device, with the number of reads by the host."""
     name, dtype = case.split()
     model, tokenizer = tiny_model(name, spread=0.2, dtype=dtype), tiny_tokenizer()
@@ -116,13 +121,13 @@ def run_case(case: str) -> dict[str, Any]:
         result |= {"passes": len(num_tokens), "num_tokens": list(num_tokens), "reads": +device.reads}
         if engine.uses_packing:
             device.largest_bytes = 0
-            engine.generate(_BATCH, _SAMPLING)
+            engine.generate(BATCH, SAMPLING)
             device.limit_bytes = 0.7 * device.largest_bytes  # enough for half of the questions
-            result["little_memory"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
+            result["little_memory"] = texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
             # Enough memory for the keys and values of some questions and the logits of a few tokens.
             device.limit_bytes, device.fraction = math.inf, 2**-14
             num_tokens.clear()
-            result["little_free_memory"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
+            result["little_free_memory"] = texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
             result["num_tokens_with_little_memory"] = num_tokens
         device.free_bytes, device.fraction = 1 << 33, 0.25
         result["free_bytes"] = [free_bytes(torch.device("standin"))]
