@@ -28,7 +28,7 @@ from typing import Any
 
 from slick.cluster import LOCAL_CLUSTER_ENV
 from tests.gpu.models import SIZES, Settings
-from tests.gpu.schedule import UNAVAILABLE, Results, Step, Unavailable, run_steps, write_result
+from tests.gpu.schedule import UNAVAILABLE, Results, RunError, Step, Unavailable, run_steps, write_result
 from tests.gpu.tables import format_tables
 
 _MEASURING_SHARE = 0.25
@@ -190,24 +190,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path = Path(arguments.table or arguments.out)
         if arguments.table and not path.exists():
-            raise ValueError(f"--table {path}: there is no such file")
+            raise RunError(f"--table {path}: there is no such file")
         results = Results.read(path)
         if arguments.table:
             print(format_tables(results, make_steps(results.machine.get("num_gpus", 1))))
             return 0
         return run_all(arguments, results)
-    except ValueError as error:
+    except RunError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def run_all(arguments: argparse.Namespace, results: Results) -> int:
     """Run the steps and print the tables.
 
     Raises:
-        ValueError: there is no GPU, or the results are of another machine.
+        RunError: there is no GPU, an argument is wrong, or the results are of another machine.
     """
+    for flag, path in (("--model", arguments.model), ("--questions", arguments.questions)):
+        if path and not Path(path).exists():
+            raise RunError(f"{flag} {path}: there is no such file or folder")
     with tempfile.TemporaryDirectory(prefix="first-run-") as folder:
+        if arguments.work:
+            Path(arguments.work).mkdir(parents=True, exist_ok=True)
         common = [sys.executable, "-m", "tests.gpu.first_run", "--out", str(results.path), "--device", arguments.device]
         common += ["--work", arguments.work or folder, "--model", arguments.model, "--questions", arguments.questions]
         os.environ.update(_environment(arguments.device))
@@ -218,7 +225,7 @@ def run_all(arguments: argparse.Namespace, results: Results) -> int:
         steps = make_steps(machine["num_gpus"])
         for text in arguments.steps:
             if not any(text in step.name for step in steps):
-                raise ValueError(f"--steps {text!r}: no step has this in its name; they are {[s.name for s in steps]}")
+                raise RunError(f"--steps {text!r}: no step has this in its name; they are {[s.name for s in steps]}")
         if arguments.steps:
             steps = [step for step in steps if any(text in step.name for text in arguments.steps)]
         if arguments.device == "cpu":
@@ -253,23 +260,23 @@ def check_machine(results: Results, machine: dict[str, Any]) -> None:
     """Refuse to add results of another machine, model or questions to a file.
 
     Raises:
-        ValueError: they differ.
+        RunError: they differ.
     """
     names = ("device", "gpu", "num_gpus", "model", "questions")
     changed = [name for name in names if results.steps and results.machine.get(name) != machine[name]]
     if changed:
         stored, new = ({name: where.get(name) for name in changed} for where in (results.machine, machine))
-        raise ValueError(f"{results.path} has results of {stored}, this run is of {new}; give another --out")
+        raise RunError(f"{results.path} has results of {stored}, this run is of {new}; give another --out")
 
 
 def _describe(command: list[str]) -> dict[str, Any]:
     try:
         completed = subprocess.run(command, capture_output=True, text=True, timeout=_DESCRIBE_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"the device did not answer in {_DESCRIBE_S} s") from error
+        raise RunError(f"the device did not answer in {_DESCRIBE_S} s") from error
     if completed.returncode:
         lines = completed.stderr.strip().splitlines() or [f"exit status {completed.returncode}"]
-        raise ValueError(f"the device cannot be used: {lines[-1]}; --device cpu runs every step with tiny models")
+        raise RunError(f"the device cannot be used: {lines[-1]}; --device cpu runs every step with tiny models")
     machine: dict[str, Any] = json.loads(completed.stdout.strip().splitlines()[-1])
     return machine
 

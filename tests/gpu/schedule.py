@@ -29,6 +29,10 @@ UNAVAILABLE = "unavailable"
 """Key of a result that says why the step cannot run on this machine."""
 
 
+class RunError(Exception):
+    """The run cannot start; the message says why and what to do."""
+
+
 class Unavailable(Exception):
     """A step cannot run on this machine; the message says why."""
 
@@ -63,7 +67,7 @@ class Results:
         """Read the file; empty if there is none.
 
         Raises:
-            ValueError: the file is not one of results.
+            RunError: the file is not one of results.
         """
         if not path.exists():
             return cls(path=path)
@@ -71,7 +75,7 @@ class Results:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(path=path, machine=dict(content["machine"]), steps=dict(content["steps"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise RunError(
                 f"{path} does not contain results of tests.gpu.first_run ({type(error).__name__}: {error}); "
                 "give another file, or delete this one"
             ) from error

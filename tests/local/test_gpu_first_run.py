@@ -58,6 +58,6 @@ def test_every_kind_of_step_runs_on_the_cpu(tmp_path: Path) -> None:
     assert repeated.stdout.count("finished before") == len(steps)
     assert json.loads(out.read_text())["steps"] == json.loads(before)["steps"]
     assert first_run("--table", str(out)).stdout.strip() in repeated.stdout
-    other = first_run("--device", "cpu", "--model", "another", "--out", str(out))
+    other = first_run("--device", "cpu", "--model", str(tmp_path), "--out", str(out))
     assert other.returncode == 2
     assert "give another --out" in other.stderr

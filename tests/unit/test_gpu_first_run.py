@@ -11,7 +11,7 @@ from tests.gpu.equality import MIN_P, chi_square_p
 from tests.gpu.first_run import check_machine, has_failed, main, make_steps
 from tests.gpu.models import Settings, make_work, random_work, split_work
 from tests.gpu.roofline import PEAKS, Peak, Roofline
-from tests.gpu.schedule import Results
+from tests.gpu.schedule import Results, RunError
 from tests.gpu.tables import NOT_MEASURED, format_tables
 
 BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -234,7 +234,7 @@ def test_results_of_another_machine_are_refused(tmp_path: Path) -> None:
     check_machine(found, {**MACHINE, "gpu": "NVIDIA H200"})  # nothing has been measured yet
     found.steps["annotation 135M full"] = {"status": "done", "result": ANNOTATION}
     check_machine(found, MACHINE)
-    with pytest.raises(ValueError, match=r"has results of \{'gpu': 'NVIDIA L4'\}, this run is of .*give another --out"):
+    with pytest.raises(RunError, match=r"has results of \{'gpu': 'NVIDIA L4'\}, this run is of .*give another --out"):
         check_machine(found, {**MACHINE, "gpu": "NVIDIA H200"})
 
 
@@ -248,6 +248,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     path.write_text(json.dumps({"machine": MACHINE, "steps": {}}))
     assert main(["--table", str(path)]) == 0
     assert "1 x NVIDIA L4, 24 GB each; torch 2.11.0" in capsys.readouterr().out
+    assert main(["--out", str(path), "--device", "cpu", "--questions", str(tmp_path / "none.zip")]) == 2
+    assert "none.zip: there is no such file or folder" in capsys.readouterr().err
     for arguments in ([], ["--out", "a", "--table", "b"], ["--out", "a", "--minutes", "0"]):
         with pytest.raises(SystemExit):
             main(arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.schedule import FULL_RUN_S, Results, Step, missing_requirement, run_steps
+from tests.gpu.schedule import FULL_RUN_S, Results, RunError, Step, missing_requirement, run_steps
 
 CODE = {
     "quick": "write({'speed': 1})",
@@ -120,6 +120,6 @@ def test_missing_packages_and_gpus_are_named(tmp_path: Path) -> None:
 def test_a_file_without_results_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"results\.json does not contain results of tests\.gpu\.first_run"):
+    with pytest.raises(RunError, match=r"results\.json does not contain results of tests\.gpu\.first_run"):
         Results.read(path)
     assert path.read_text() == content
