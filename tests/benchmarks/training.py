@@ -384,8 +384,8 @@ def run_method(arguments: argparse.Namespace) -> dict[str, float]:
 
 def start_process(arguments: argparse.Namespace, rows: str, **changed: Any) -> "subprocess.Popen[str]":
     settings = {**vars(arguments), **changed}
-    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "lora_rank", "method", "rank", "port")
-    names += ("epochs",)
+    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "lora_rank", "method", "rank")
+    names += ("port", "epochs")
     command = [sys.executable, "-m", "tests.benchmarks.training", "--questions", "-", "--rows", rows]
     for name in names:
         command += [f"--{name.replace('_', '-')}", str(settings[name])]

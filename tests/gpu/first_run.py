@@ -63,7 +63,7 @@ def make_steps(num_gpus: int) -> list[Step]:
 
 
 def _annotation_steps() -> list[Step]:
-    engines = {"full": 45, "labels": 45, "gold": 45, "generate": 45, "continuous": 45, "vllm": 150, "batched": 45}
+    engines = {"full": 45, "labels": 45, "gold": 45, "generate": 45, "continuous": 60, "vllm": 150, "batched": 45}
     steps = [_annotation_step(engine, SIZES[0], seconds) for engine, seconds in engines.items()]
     for engine in ("full", "labels"):
         options = {"run": "measure_shared", "engine": engine, "size": SIZES[0], "processes": _PROCESSES}

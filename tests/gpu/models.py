@@ -78,7 +78,7 @@ def model_and_tokenizer(settings: Settings, size: str) -> tuple[Any, Any]:
 def random_model(shape: Any, tokenizer: Any, device: str, dtype: str) -> Any:
     """A Llama of this shape, built on the device; its weights depend on the kind of the device."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
@@ -96,7 +96,7 @@ def random_model(shape: Any, tokenizer: Any, device: str, dtype: str) -> Any:
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:

@@ -52,7 +52,7 @@ def measure_training(
     path.write_text(json.dumps(rows), encoding="utf-8")
     options = {"batch_size": batch_rows, "dtype": settings.dtype, "num_workers": gpus, "zero_stage": zero_stage}
     options |= {"offload": offload, "lora_rank": lora_rank}
-    arguments = argparse.Namespace(model=folder, method=method, activation_checkpointing=False, **options)
+    arguments = argparse.Namespace(model=folder, method=method, activation_checkpointing=False, epochs=1, **options)
     workers = [start_process(arguments, str(path), rank=rank, port=str(_PORT)) for rank in range(gpus)]
     results = [wait_for_result(worker) for worker in workers]
     measured: dict[str, Any] = {"tokens": results[0]["tokens"], "seconds": max(run["seconds"] for run in results)}
