@@ -1,6 +1,7 @@
 """The steps of the first run on a GPU, the roofline, and the tables of results."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.gpu.schedule import Results, RunError
 from tests.gpu.tables import NOT_MEASURED, format_tables
 
 BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+FIRST_RUN = Path(__file__).parents[1] / "gpu" / "first_run.py"
 MACHINE = {
     "device": "cuda",
     "gpu": "NVIDIA L4",
@@ -259,6 +261,8 @@ def test_docs_have_a_row_for_every_step() -> None:
     """Rows without a result say `not measured` in all other cells."""
     text = BENCHMARKS.read_text(encoding="utf-8")
     assert "python -m tests.gpu.first_run --minutes 10 --out results.json" in text
+    for flag in re.findall(r"--[a-z]+", " ".join(re.findall(r"python -m tests\.gpu\.first_run(.*)", text))):
+        assert f'"{flag}"' in FIRST_RUN.read_text(encoding="utf-8")
     rows = [line for line in format_tables(Results(path=Path("none")), make_steps(1)).splitlines() if line[:1] == "|"]
     assert len(rows) > len(make_steps(1))
     for row in rows:
