@@ -16,6 +16,7 @@ The exit status is 1 if a step failed or an answer differs, and 2 if the run can
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -213,6 +214,8 @@ def run_all(arguments: argparse.Namespace, results: Results) -> int:
         if path and not Path(path).exists():
             raise RunError(f"{flag} {path}: there is no such file or folder")
     with tempfile.TemporaryDirectory(prefix="first-run-") as folder:
+        for number in (signal.SIGINT, signal.SIGTERM):  # also if a shell made this process ignore Ctrl-C
+            signal.signal(number, signal.default_int_handler)
         if arguments.work:
             Path(arguments.work).mkdir(parents=True, exist_ok=True)
         common = [sys.executable, "-m", "tests.gpu.first_run", "--out", str(results.path), "--device", arguments.device]
