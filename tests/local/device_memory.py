@@ -15,7 +15,7 @@ from tests.local.tiny import tiny_model, tiny_tokenizer
 MIB = 1 << 20
 SHARED_MEMORY = 4 * MIB
 MANY_BATCHES = 1000
-_NAMES = [f"Peru {i}" for i in range(40)]
+_NAMES = [f"Peru {i}" for i in range(16)]
 _QUESTIONS = PromptBatch(
     prefixes=BATCH.prefixes, question_ids=_NAMES, suffixes=[f"Q: What is the capital of {name}?\nA:" for name in _NAMES]
 )
@@ -46,7 +46,7 @@ def run_two_actors() -> dict[str, Any]:
 
         def interrupt(*_: Any) -> None:
             used.append(memory.used["first"])
-            if len(used) % 12 == 6:
+            if len(used) % 8 == 4:
                 with memory.running("second"):
                     result["second"] = _answer(engines["second"])
 
@@ -55,7 +55,7 @@ def run_two_actors() -> dict[str, Any]:
             result["first"] = _answer(engines["first"])
     sizes = {f"batch_{name}": engine._batcher._size for name, engine in engines.items()}
     return result | sizes | {
-        "interruptions": len(used[5::12]),
+        "interruptions": len(used[3::8]),
         "peak": dict(memory.peak),
         "num_refused": memory.num_refused,
     }  # fmt: skip
@@ -78,9 +78,9 @@ def run_training_and_evaluation() -> dict[str, Any]:
             target="London",
             accepted=("London",),
         )
-        for i in range(160)
+        for i in range(110)
     ]
-    examples, settings = encode_rows(rows, tokenizer), EvalSettings(matcher="exact", max_new_tokens=8)
+    examples, settings = encode_rows(rows, tokenizer), EvalSettings(matcher="exact", max_new_tokens=3)
     result: dict[str, Any] = {}
     for where in ("cpu", "device"):
         memory = DeviceMemory(1 << 34)

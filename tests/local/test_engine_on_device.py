@@ -23,8 +23,8 @@ SLOW_MODELS = tuple(
     for model in (*(f"{name} float32" for name in (*CONFIGS, *UNPACKED)), "gemma3_text bfloat16", "gpt2 bfloat16")
     if model not in QUICK_MODELS
 )
-QUICK = (*QUICK_MODELS, "two actors", "training and evaluation")
-SLOW = (*SLOW_MODELS, "thousandth batch")
+QUICK = (*QUICK_MODELS, "two actors")
+SLOW = (*SLOW_MODELS, "training and evaluation", "thousandth batch")
 
 
 @cache
@@ -76,8 +76,9 @@ def test_two_actors_on_one_gpu_stay_within_their_halves() -> None:
     assert result["num_refused"] == 0, "the batch size follows the actor's share of the memory"
 
 
+@pytest.mark.slow
 def test_evaluation_fits_into_the_memory_that_training_leaves() -> None:
-    result = run_cases(QUICK)["training and evaluation"]
+    result = run_cases(SLOW)["training and evaluation"]
     assert result["device"] == result["cpu"]
     assert len(set(result["cpu"])) > 3
     assert result["batch"] < result["num_rows"], "fewer rows at once than with unlimited memory"
