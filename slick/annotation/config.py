@@ -134,7 +134,7 @@ class AnnotateConfig:
 
     @property
     def needed_capabilities(self) -> dict[Capability, str]:
-        """What the engine must be able to do, each with the setting that needs it."""
+        """The required capabilities of the engine, each with the setting that needs it."""
         needed: dict[Capability, str] = {
             "gold" if self.estimator == "gold" else "answers": f"--estimator {self.estimator}"
         }
@@ -145,7 +145,7 @@ class AnnotateConfig:
         return needed
 
     def engine_request(self, model: str) -> EngineRequest:
-        """What `slick.inference.selection.choose_engine` needs to know.
+        """The input of `slick.inference.selection.choose_engine`.
 
         Args:
             model: a folder, a Hugging Face Hub id or a .gguf file; empty for a model that is not built yet.

@@ -32,16 +32,16 @@ _SHARED = "--gpus-per-actor {:g} shares the model among several GPUs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """What an engine is needed for."""
+    """The requirements for an engine."""
 
     model: str
     """A folder, a Hugging Face Hub id or a .gguf file; empty for a model that is not built yet."""
     dtype: str
     """`float32`, `bfloat16` or `float16`."""
     needed: Mapping[Capability, str]
-    """What the engine must be able to do, and the setting that needs it."""
+    """The required capabilities, each with the setting that needs it."""
     gpus_per_actor: float | None = None
-    """None for 1 on a GPU, or as many as the model needs."""
+    """None: 1 on a GPU, or as many as the model needs."""
     trust_remote_code: bool = False
 
 
@@ -62,14 +62,15 @@ class EngineChoice:
 def choose_engine(request: EngineRequest, device: Device) -> EngineChoice:
     """The packed engine if the model fits one GPU, or runs on the CPU, and supports packed batches; otherwise vLLM.
 
-    A model without packed batches is answered by the packed engine if vLLM cannot take it: more slowly, not wrongly.
+    A model without packed batches is answered by the packed engine if vLLM does not support it; the answers are
+    correct, but slower.
 
     Args:
-        request: the model and the settings that need something of the engine.
+        request: the model and the required capabilities.
         device: what an actor runs on.
 
     Raises:
-        SettingsError: the model does not fit one GPU, and vLLM is missing or cannot take it.
+        SettingsError: the model does not fit one GPU, and vLLM is missing or does not support it.
         ModelError: the model does not exist or cannot be read.
     """
     num_gpus = request.gpus_per_actor
@@ -124,7 +125,7 @@ def describe_rule(request: EngineRequest) -> str:
 
 
 def num_gpus_for_weights(weight_bytes: float, gpu_bytes: float, num_heads: int = 0) -> int | None:
-    """The fewest GPUs that hold the weights and leave enough for keys and values; None if 16 do not.
+    """The minimum number of GPUs that hold the weights and leave enough for keys and values; None if 16 do not.
 
     Args:
         weight_bytes: bytes of all weights.
@@ -202,7 +203,7 @@ def _is_vllm_for_cpu() -> bool:
 
 
 def _does_not_fit(request: EngineRequest, reason: str, gpus_needed: int | None, problem: str) -> str:
-    """The message for a model that no engine can take with these settings."""
+    """The message for a model that no engine supports with these settings."""
     options = [] if request.dtype != "float32" else ["--dtype bfloat16"]
     if gpus_needed == 1:
         options.append("--gpus-per-actor 1")
