@@ -18,8 +18,6 @@ from slick.errors import SettingsError
 from slick.formatting import format_percent, format_table
 from slick.inference.base import PACKED_ENGINE
 from slick.inference.selection import VLLM_ENGINE, num_gpus_for_weights
-from slick.model_files import read_config
-from slick.models import resolve_model
 from slick.precision import ASSUMED_GPU, AUTO, TrainDtype, dtype_bytes, resolve_dtype, resolve_train_dtype
 from slick.storage import Folder
 from tuning.config import TrainConfig
@@ -31,9 +29,9 @@ from tuning.estimates import (
     TrainingMemory,
     default_machine_type,
     estimate_training_memory,
+    model_shape,
     published_shape,
     read_throughput,
-    shape_from_config,
 )
 
 GB = 1e9
@@ -276,12 +274,7 @@ def resolve_shape(config: PlanConfig) -> ModelShape:
         raise SettingsError("slick plan needs either --model-size SIZE (such as 7B) or --model FOLDER_OR_ID")
     if config.model_size:
         return published_shape(config.model_size)
-    ref = resolve_model(config.model)
-    if ref.gguf_file:
-        raise SettingsError(
-            f"{config.model} is a GGUF file; give --model-size, or the folder of the model from which it was made"
-        )
-    return shape_from_config(read_config(ref.folder), config.model)
+    return model_shape(config.model)
 
 
 def _annotation_lines(shape: ModelShape, config: PlanConfig) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Presets: complete settings by name.
 
 `demo` builds a small model and runs on a laptop; `smoke` is a version of it that takes a minute; `paper` has the
-paper's settings. Trainings also have `lora` (LoRA) and `large` (ZeRO stage 3). A preset is a function without
-arguments.
+paper's settings. Trainings, sweeps and studies also have `lora` (LoRA) and `large` (ZeRO stage 3). A preset is a
+function without arguments.
 """
 
 from collections.abc import Callable, Mapping
@@ -181,6 +181,16 @@ def paper_study() -> StudyConfig:
     return StudyConfig(embedded=False, prepare=paper_questions(), annotate=paper_annotation(), sweep=paper_sweep())
 
 
+def lora_study() -> StudyConfig:
+    """The paper's study, with trainings of LoRA."""
+    return replace(paper_study(), sweep=lora_sweep())
+
+
+def large_study() -> StudyConfig:
+    """The paper's study of a model larger than one GPU."""
+    return replace(paper_study(), sweep=large_sweep())
+
+
 WORLD: dict[str, Callable[[], WorldConfig]] = {"demo": WorldConfig, "smoke": smoke_world_config}
 QUESTIONS: dict[str, Callable[[], QuestionsConfig]] = {
     "demo": QuestionsConfig,
@@ -212,7 +222,13 @@ SWEEP: dict[str, Callable[[], SweepConfig]] = {
     "large": large_sweep,
 }
 REPORT: dict[str, Callable[[], ReportConfig]] = {"demo": ReportConfig, "smoke": ReportConfig, "paper": ReportConfig}
-STUDY: dict[str, Callable[[], StudyConfig]] = {"demo": demo_study, "smoke": smoke_study, "paper": paper_study}
+STUDY: dict[str, Callable[[], StudyConfig]] = {
+    "demo": demo_study,
+    "smoke": smoke_study,
+    "paper": paper_study,
+    "lora": lora_study,
+    "large": large_study,
+}
 STEP_PRESETS: dict[str, Mapping[str, Callable[[], Any]]] = {
     "study": STUDY,
     "world": WORLD,

@@ -4,7 +4,8 @@ slick study demo
 slick study smoke --out studies/smoke
 slick study smoke --questions entity_questions.zip --out studies/real-facts
 slick study paper --model ID_OR_PATH --questions dataset.zip --out s3://bucket/study
-slick study paper --dry-run                        # print the settings, and their cost on stderr
+slick study lora --model FOLDER --questions FILE   # the paper's study with LoRA; `large`: sharded over GPUs
+slick study paper --dry-run                        # print the settings; their cost and memory on stderr
 slick study paper --config study.yaml              # settings from YAML or JSON, such as a study.json
 slick study demo --experiments idk,p_true          # train only what these need; later runs may add more
 """
@@ -30,11 +31,13 @@ from slick.experiments import (
     variants_for_experiments,
 )
 from slick.formatting import format_duration, format_table
+from slick.precision import ASSUMED_GPU, resolve_train_dtype
 from slick.storage import Folder
 from slick.study import STUDY as STUDY_FILE
 from slick.study import Manifest, read_manifest, read_study_settings, require_manifest, settings_to_json, versions
 from slick.variants import extend_drawn
 from slick.variants.config import variant_names
+from tuning.estimates import estimate_training_memory, model_shape
 from tuning.grid import GridConfig, points
 from tuning.runs import plan_runs
 from tuning.sweep import SweepConfig, resolve_sweep_precision
@@ -277,10 +280,29 @@ def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
         f"{len(runs)} trainings, {sum(run.epochs for run in runs):,} epochs in all, give {len(cells):,} points of the "
         "grid; variants that several experiments need are trained once"
     )
+    lines += _memory_lines(config)
     done = [run for run in runs if study and read_manifest(study.child("runs", run.run_id)) is not None]
     if done:
         lines.append(f"{len(done)} of these trainings are finished in {study}")
     return "\n".join(lines)
+
+
+def _memory_lines(config: StudyConfig) -> list[str]:
+    """The memory of a training on GPUs, if the model is a folder on this machine."""
+    train = config.sweep.train
+    if not os.path.exists(os.path.join(os.path.expanduser(config.model), "config.json")):
+        return []
+    try:
+        shape = model_shape(config.model)
+    except SettingsError as error:
+        return [f"the memory of a training is not known: {error}"]
+    dtype = resolve_train_dtype(train.dtype, ASSUMED_GPU)
+    memory = estimate_training_memory(shape, replace(train, dtype=dtype), train.num_workers)
+    return [
+        f"a training takes up to {memory.peak_device_bytes / 1e9:,.1f} GB of GPU memory per worker ({dtype}, "
+        f"{train.num_workers} workers) and up to {memory.peak_machine_bytes(train.num_workers) / 1e9:,.1f} GB on a "
+        f"machine with all workers; `slick plan --model {config.model} --gpus {train.num_workers}` compares settings"
+    ]
 
 
 def _experiment_lines(config: StudyConfig) -> list[str]:

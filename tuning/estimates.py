@@ -124,6 +124,48 @@ def published_shape(size: str) -> ModelShape:
     )
 
 
+def model_shape(model: str) -> ModelShape:
+    """The shape of a model folder or a Hugging Face id.
+
+    Raises:
+        SettingsError: it is a GGUF file, or not a Llama-like decoder.
+        ModelError: it cannot be read.
+    """
+    ref = resolve_model(model)
+    if ref.gguf_file:
+        raise SettingsError(
+            f"{model} is a GGUF file; give --model-size, or the folder of the model from which it was made"
+        )
+    return shape_from_config(read_config(ref.folder), model)
+
+
+def check_training_memory(model: str, config: TrainConfig, num_workers: int, device_bytes: int) -> None:
+    """Refuse a training whose estimated memory exceeds that of its GPU, before the model is loaded.
+
+    Models whose shape is not known are accepted.
+
+    Args:
+        model: folder, hub id or GGUF file.
+        config: settings of the training, with a resolved dtype.
+        num_workers: workers of the training.
+        device_bytes: memory of the worker's GPU, or of its share of one.
+
+    Raises:
+        SettingsError: it cannot fit.
+    """
+    try:
+        shape = model_shape(model)
+    except SettingsError:
+        return
+    needed = estimate_training_memory(shape, config, num_workers).peak_device_bytes
+    if needed > device_bytes:
+        raise SettingsError(
+            f"the training of {shape.name} takes about {needed / 1e9:,.1f} GB per worker with {num_workers} workers, "
+            f"but a worker has {device_bytes / 1e9:,.1f} GB of GPU memory; use more GPUs, --zero-stage 3, --offload, "
+            "--activation-checkpointing, a smaller --micro-batch-size or --lora-rank; `slick plan` compares them"
+        )
+
+
 def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
     """The shape in a config.json.
 

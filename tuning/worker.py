@@ -20,6 +20,7 @@ from slick.types import ALL_CATEGORIES
 from tuning.config import TrainConfig
 from tuning.data import Example, QuestionRow, read_replay_rows, read_rows
 from tuning.distributed import broadcast, gather_strided, synchronized_forward
+from tuning.estimates import check_training_memory
 from tuning.evaluate import EvalSettings, evaluate_rows, filter_long_rows, pad_token_id
 from tuning.evaluation_epochs import TEST_SPLITS, needs_test_rows
 from tuning.policies import AccuracyCurve
@@ -193,7 +194,13 @@ class TrainingRun:
             self._folder.write_table(SET_ASIDE_FILE, self._set_aside)
 
     def _create_trainer(self) -> Trainer:
-        plan = self._plan
+        import torch
+
+        plan, context = self._plan, self._context
+        if context.device != "cpu":
+            share = plan.config.gpus_per_worker or 1.0
+            memory = torch.cuda.get_device_properties(context.device).total_memory
+            check_training_memory(plan.model, plan.config, context.num_workers, int(share * memory))
         return Trainer(plan.model, plan.config, self._context, pad_token_id(self._tokenizer), plan.deepspeed)
 
     def _stored_epochs(self, num_epochs: int) -> list[list[SplitMetrics]] | None:

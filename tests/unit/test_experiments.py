@@ -1,5 +1,6 @@
 """Experiments: their variants under different settings, unmet requirements, and later additions."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from slick.report.sections import make_sections, sections
 from slick.report.step import explain_unrequested_findings, label_sections, requested_experiments
 from slick.storage import Folder
 from slick.variants.config import VariantsConfig, variant_names
+from tuning.estimates import check_training_memory
 
 FINDINGS = {f"E{i}" for i in range(1, 26)}
 PAPER_VARIANTS = VariantsConfig()
@@ -153,6 +155,43 @@ def test_cost_forecast_without_a_model_counts_each_experiment() -> None:
     assert "17 trainings, 850 epochs in all" in "\n".join(lines)
     assert "no training" in forecast_cost(resolve_demo_study(experiments=("counts",)))
     assert "4,720 questions: 802,400 generations" in forecast_cost(resolve_demo_study())
+
+
+LLAMA = {
+    "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+}  # fmt: skip
+
+
+@pytest.fixture
+def llama_8b(tmp_path: Path) -> str:
+    """A folder with the configuration of Llama 3.1 8B, and no weights."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return str(tmp_path)
+
+
+def test_studies_of_large_models_have_the_settings_and_memory_of_their_trainings(llama_8b: str) -> None:
+    gigabytes = {}
+    for name, training in (("lora", presets.lora_training()), ("large", presets.large_training())):
+        config = resolve(replace(presets.STUDY[name](), model=llama_8b, questions="q.zip"))
+        assert replace(config.sweep.train, model="") == training
+        assert config.sweep.grid.epochs == presets.paper_sweep().grid.epochs
+        (line,) = [line for line in forecast_cost(config).splitlines() if line.startswith("a training takes")]
+        assert f"{training.num_workers} workers" in line
+        gigabytes[name] = float(line.split()[5])
+    assert 16 < gigabytes["lora"] < 20, "the weights in bfloat16"
+    assert 16 * 8 / 8 < gigabytes["large"] < 24, "16 bytes per parameter over 8 GPUs, and what is gathered"
+    without_folder = replace(presets.large_study(), model="org/name", questions="q.zip")
+    assert "a training takes" not in forecast_cost(resolve(without_folder)), "it is not downloaded"
+
+
+def test_training_that_cannot_fit_a_gpu_is_refused(llama_8b: str) -> None:
+    large = presets.large_training()
+    check_training_memory(llama_8b, large, 8, 80 * 10**9)
+    with pytest.raises(SettingsError, match=r"takes about 1\d\d\.\d GB per worker with 1 workers, .* has 80\.0 GB"):
+        check_training_memory(llama_8b, large, 1, 80 * 10**9)
+    check_training_memory(llama_8b, presets.lora_training(), 1, 24 * 10**9)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ PURE = [
     *("slick.compat", "slick.types", "slick.errors", "slick.matching", "slick.rng", "slick.prompts"),
     *("slick.storage", "slick.study", "slick.formatting", "slick.datasets.filters", "slick.variants"),
     *("slick.variants.sampling", "slick.variants.config"),
-    *("tuning.policies", "tuning.grid", "tuning.config", "tuning.data"),
+    *("tuning.policies", "tuning.grid", "tuning.config", "tuning.data", "tuning.evaluation_epochs"),
 ]
 
 
