@@ -110,6 +110,9 @@ class TrainConfig:
     """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
     offload: Literal["none", "optimizer", "all"] = setting("none", "cost")
     """What is kept in CPU memory instead of GPU memory: optimizer states (ZeRO 1 to 3), or parameters too (ZeRO 3)."""
+    cpu_adam: bool = setting(False, "cost")
+    """With offload, update the weights by DeepSpeed's AdamW in C++ instead of PyTorch's; equal up to rounding. It is
+    compiled on first use, in a minute or two, and needs a C++ compiler and ninja on every node."""
     deepspeed: str = setting("", "content")
     """Path or URI of a DeepSpeed JSON file with further entries, such as bucket sizes of ZeRO. Entries that other
     settings determine may be `auto` or equal to them."""
@@ -185,6 +188,11 @@ def _check_combinations(config: TrainConfig) -> None:
         raise SettingsError(
             f"offload {config.offload} needs ZeRO stage {min_stage} or more, got stage {config.zero_stage}; "
             f"give --zero-stage {min_stage} or --offload none"
+        )
+    if config.cpu_adam and config.offload == "none":
+        raise SettingsError(
+            "cpu_adam updates weights in CPU memory, but offload is none; give --offload optimizer or all, or leave "
+            "out --cpu-adam"
         )
     if config.lora_alpha is not None and not config.lora_rank:
         raise SettingsError(f"lora_alpha is {config.lora_alpha}, but lora_rank is 0, so there is no LoRA to scale")

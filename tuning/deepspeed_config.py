@@ -22,7 +22,7 @@ _GOVERNED = {
     "gradient_clipping": "--max-grad-norm",
     "optimizer.params.lr": "--learning-rate",
     "optimizer.params.weight_decay": "--weight-decay",
-    "optimizer": "the optimizer, PyTorch's AdamW",
+    "optimizer": "--cpu-adam, or else it is PyTorch's AdamW",
     "scheduler": "--schedule and --warmup-steps",
     "bf16.enabled": "--dtype",
     "fp16.enabled": "--dtype",
@@ -31,7 +31,7 @@ _GOVERNED = {
     "zero_optimization.stage": "--zero-stage",
     "zero_optimization.offload_optimizer.device": "--offload",
     "zero_optimization.offload_param.device": "--offload",
-    "zero_force_ds_cpu_optimizer": "the optimizer, PyTorch's AdamW",
+    "zero_force_ds_cpu_optimizer": "--cpu-adam",
     "elasticity.enabled": "--min-workers",
 }
 """Dotted name of an entry of DeepSpeed, or of a group of entries, to what sets it here."""
@@ -153,9 +153,9 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`.
 
-    The optimizer is PyTorch's AdamW: DeepSpeed's fused optimizers are compiled on first use, which takes minutes and a
-    C++ compiler, and give the same results. The loss is already normalized over the whole batch (see `tuning.data`), so
-    `train_batch_size` only has to be the product of its factors.
+    The optimizer is PyTorch's AdamW unless `cpu_adam` is set: DeepSpeed's optimizers are compiled on first use, which
+    takes minutes and a C++ compiler, and give the same results up to rounding. The loss is already normalized over the
+    whole batch (see `tuning.data`), so `train_batch_size` only has to be the product of its factors.
 
     Args:
         config: settings of the training.
@@ -184,8 +184,7 @@ def deepspeed_config(
                 "weight_decay": config.weight_decay,
                 "betas": [0.9, 0.999],
                 "eps": 1e-8,
-                "torch_adam": True,
-                "fused": True,
+                **({"torch_adam": False} if config.cpu_adam else {"torch_adam": True, "fused": True}),
             },
         },
         "zero_optimization": _zero_config(config, pin_memory=on_gpu),

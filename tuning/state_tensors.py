@@ -122,7 +122,8 @@ def _sharded_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
         if steps:  # DeepSpeed concatenates parameters into flat tensors, which all count the same steps
             for kind in _MOMENTS:
                 yield i, kind, name, safe_get_full_optimizer_state(parameter, kind)
-            yield i, _STEP, name, steps[0].clone()  # safetensors refuses tensors that share memory
+            # A new tensor, because safetensors refuses those that share memory; DeepSpeed's AdamW counts in integers.
+            yield i, _STEP, name, torch.tensor(float(steps[0]))
 
 
 class _TensorReader:
@@ -203,7 +204,10 @@ def _load_sharded(engine: Any, saved: _TensorReader) -> None:
         else:
             _load_fragment(parameter, weight, states)
     for state in compat.base_optimizer(engine).state.values():
-        state[_STEP].copy_(steps)
+        if isinstance(state[_STEP], Tensor):
+            state[_STEP].copy_(steps)
+        else:
+            state[_STEP] = int(steps)
 
 
 def _load_fragment(parameter: nn.Parameter, weight: Tensor, states: Mapping[str, Tensor]) -> None:

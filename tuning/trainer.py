@@ -3,6 +3,8 @@
 Every random number is derived from (seed, epoch, rank), so an epoch does not depend on what the process did before.
 """
 
+import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slick import compat
-from slick.errors import wrap_library_errors
+from slick.errors import SettingsError, wrap_library_errors
 from slick.inference.devices import model_runtime
 from slick.inference.packed.cpu_linear import use_onednn_linears
 from slick.model_validation import check_causal
@@ -90,6 +92,8 @@ class Trainer:
         """
         import deepspeed
 
+        if config.cpu_adam:
+            check_cpu_adam_compiler()
         self._config, self._context = config, context
         settings = deepspeed_config(
             config, context.num_workers, file_settings=deepspeed_settings, on_gpu=context.device != "cpu"
@@ -222,6 +226,21 @@ class Trainer:
         with disable_lora(self.model):
             yield
         self.model.train()
+
+
+def check_cpu_adam_compiler() -> None:
+    """Check that DeepSpeed can compile its AdamW for CPUs on this node.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    programs = {os.environ.get("CXX", "c++"): "a C++ compiler", "ninja": "ninja (pip install ninja)"}
+    missing = [f"{label}: {program}" for program, label in programs.items() if shutil.which(program) is None]
+    if missing:
+        raise SettingsError(
+            f"--cpu-adam is compiled on first use, but this node lacks {' and '.join(missing)}; install it on every "
+            "node, or leave out --cpu-adam, which uses PyTorch's AdamW"
+        )
 
 
 def weighted_sum(loss_K: Tensor, rows_K: Tensor, factors: Sequence[float]) -> Tensor:

@@ -1,5 +1,9 @@
 """Options for large models reach the libraries that implement them, and change fingerprints only if they are used."""
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +11,15 @@ from typing import Any
 import pytest
 
 from slick.errors import SettingsError
+from slick.storage import Folder
+from tests.local.cli import ROOT
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
-from tuning.data import QuestionRow
+from tuning.data import Example, QuestionRow
 from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows
 from tuning.runs import RunPlan, plan_runs
+from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
 
 def test_file_is_read_by_the_driver_and_part_of_the_identity_by_its_content(tmp_path: Path) -> None:
@@ -54,3 +61,54 @@ def test_truncated_target_does_not_count_as_answered() -> None:
     (prediction,) = evaluate_rows(model, ForwardRunner(model, 0, packing=True), tokenizer, [question], [cut], settings)
     assert not prediction.hit
     assert prediction.text != question.target.strip()
+
+
+def train_with_options(path: Path) -> None:
+    """Train with PyTorch's and with DeepSpeed's AdamW, and resume the latter; run in a subprocess."""
+    import torch
+    import torch.distributed as dist
+
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    init_deepspeed()
+    model = path / "model"
+    tiny_model("llama", spread=0.1).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    context = WorkerContext(rank=0, local_rank=0, num_workers=1, device="cpu")
+    examples = [Example(prompt_ids=(5, 6, 7 + i), answer_ids=(3 + i, 4, 2)) for i in range(6)]
+    config = TrainConfig(
+        dtype="float32", learning_rate=5e-3, batch_size=4, dropout=0.0, zero_stage=2, offload="optimizer"
+    )
+    file_settings = {"zero_optimization": {"reduce_bucket_size": 1234567}}
+
+    def train(trainer: Trainer, *epochs: int) -> dict[str, torch.Tensor]:
+        for epoch in epochs:
+            trainer.epoch(examples, epoch)
+        return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+    plain = train(Trainer(str(model), config, context, 0), 1, 2, 3)
+    fast = replace(config, cpu_adam=True)
+    trainer = Trainer(str(model), fast, context, 0, file_settings)
+    assert type(trainer.engine.basic_optimizer).__name__ == "DeepSpeedCPUAdam"
+    assert trainer.engine.zero_reduce_bucket_size() == 1234567
+    train(trainer, 1, 2)
+    (path / "state").mkdir()
+    trainer.save(str(path / "state"))
+    whole = train(trainer, 3)
+    resumed = Trainer(str(model), fast, context, 0)
+    resumed.load(Folder(str(path / "state")), examples[0])
+    again = train(resumed, 3)
+    for name, weight in plain.items():
+        torch.testing.assert_close(whole[name], weight, rtol=1e-4, atol=1e-5)
+        assert torch.equal(again[name], whole[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(None in map(shutil.which, ("c++", "ninja")), reason="no C++ compiler or no ninja")
+def test_cpu_adam_and_the_deepspeed_file_reach_deepspeed(tmp_path: Path) -> None:
+    """The weights are those of PyTorch's AdamW up to rounding, and a resumed training has the same bits."""
+    subprocess.run([sys.executable, "-m", __name__, str(tmp_path)], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    train_with_options(Path(sys.argv[1]))

@@ -61,8 +61,18 @@ def test_offload_in_the_deepspeed_config() -> None:
     assert zero["offload_param"]["device"] == zero["offload_optimizer"]["device"] == "cpu"
 
 
-def test_optimizer_needs_no_compiler() -> None:
+def test_optimizer_needs_no_compiler_unless_it_is_chosen() -> None:
     assert deepspeed_config(TrainConfig(), 1)["optimizer"]["params"]["torch_adam"] is True
+    config = TrainConfig(offload="optimizer", zero_stage=2, cpu_adam=True)
+    assert deepspeed_config(config, 1)["optimizer"]["params"]["torch_adam"] is False
+
+
+def test_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuning.trainer import check_cpu_adam_compiler
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SettingsError, match=r"lacks a C\+\+ compiler: no-such-compiler.* leave out --cpu-adam"):
+        check_cpu_adam_compiler()
 
 
 @pytest.mark.parametrize(
@@ -87,6 +97,7 @@ def test_optimizer_needs_no_compiler() -> None:
         ({"min_workers": 2}, "min_workers is 2, more than num_workers, which is 1"),
         ({"offload": "optimizer"}, "offload optimizer needs ZeRO stage 1 or more, got stage 0"),
         ({"offload": "all", "zero_stage": 2}, "offload all needs ZeRO stage 3 or more, got stage 2"),
+        ({"cpu_adam": True}, "cpu_adam updates weights in CPU memory, but offload is none"),
         ({"offload": "disk"}, "offload is one of none, optimizer, all"),
         ({"trainable": "head"}, "trainable is one of all, attention, ffn"),
         ({"lora_alpha": 8.0}, "lora_rank is 0"),
