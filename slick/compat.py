@@ -26,6 +26,15 @@ def attention_implementation(config: Any) -> str | None:
     return name
 
 
+def is_flash_kernel(name: str) -> bool:
+    """Whether transformers treats an attention kernel as one of FlashAttention, which takes boundaries of packed rows.
+
+    The rule of `transformers.utils.generic.is_flash_attention_requested`, checked with transformers 5.23.0: the name
+    contains `flash`. Replacement: that function, which is not documented either.
+    """
+    return "flash" in name
+
+
 def attention_configs(model: "nn.Module") -> list[Any]:
     """The configurations, each once, from which a model's layers read their attention kernel.
 

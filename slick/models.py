@@ -236,7 +236,12 @@ def context_length(model: str, *, trust_remote_code: bool = False) -> int:
 
 
 def load_model(
-    model: str, dtype: str = "float32", device: str = "cpu", *, trust_remote_code: bool = False
+    model: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    *,
+    trust_remote_code: bool = False,
+    attention: str = "",
 ) -> "nn.Module":
     """Load a causal LM in eval mode and validate it: all weights present and finite, and attention causal.
 
@@ -248,6 +253,7 @@ def load_model(
         dtype: `float32`, `bfloat16` or `float16`.
         device: a torch device such as `cpu` or `cuda`.
         trust_remote_code: run code that comes with the model.
+        attention: name of an attention kernel in transformers; empty for the default.
 
     Raises:
         ModelError: it does not exist, cannot be loaded, or is not a complete causal language model.
@@ -273,6 +279,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `info` lists all of them
             **weights,
+            **({"attn_implementation": attention} if attention else {}),
             **_from_pretrained_kwargs(ref, trust_remote_code),
         )
         # Only moved, not cast: buffers such as rotary frequencies stay in float32.

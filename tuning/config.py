@@ -48,6 +48,10 @@ class TrainConfig:
     packing: bool = setting(True, "cost")
     """Concatenate the rows of a micro batch into one sequence without padding; attention stays within each row. Models
     that do not support it get padded rows, and a line says so."""
+    attention: str = setting("", "cost")
+    """Attention kernel of the training by its name in transformers, such as `flash_attention_2`, `sdpa` or `eager`;
+    results are equal up to rounding. Flash kernels get packed rows with their boundaries, others padded rows. Empty:
+    slick's own, which packs rows. Answers are generated with slick's own in any case."""
     activation_checkpointing: bool = setting(False, "cost")
     """Recompute activations in the backward pass: less memory, a third more time."""
     weight_decay: float = setting(0.0, "result", minimum=0)

@@ -100,9 +100,16 @@ class PreparedBatch:
     """A batch as model inputs, packed or padded."""
 
     def __init__(
-        self, batch: TokenBatch, device: torch.device, pad_id: int, running: PackedRowAttention | None
+        self,
+        batch: TokenBatch,
+        device: torch.device,
+        pad_id: int,
+        running: PackedRowAttention | None,
+        *,
+        packs_for_kernel: bool = False,
     ) -> None:
         self._batch, self._device, self._pad_id, self.running = batch, device, pad_id, running
+        self._packs_for_kernel = packs_for_kernel
         self.labels_K = self._tensor(batch.labels_K)
         self.rows_K = self._tensor(batch.rows_K)
 
@@ -114,7 +121,7 @@ class PreparedBatch:
             supports_logits_to_keep: the model takes the argument `logits_to_keep`.
         """
         batch = self._batch
-        if self.running is not None:
+        if self.running is not None or self._packs_for_kernel:
             kept = (
                 {"logits_to_keep": self._tensor(_pad_to_multiple(batch.logit_positions_K, _ANSWER_TOKEN_MULTIPLE))}
                 if supports_logits_to_keep
@@ -125,6 +132,7 @@ class PreparedBatch:
                 position_ids=self._tensor(_pad_to_multiple(batch.positions_N, _TOKEN_MULTIPLE))[None],
                 use_cache=False,
                 **kept,
+                **(self._row_boundaries() if self._packs_for_kernel else {}),
             ).logits[0]
             return (
                 logits[: len(batch.logit_positions_K)]
@@ -143,6 +151,17 @@ class PreparedBatch:
             self.rows_K, self._tensor(np.searchsorted(columns, places) if supports_logits_to_keep else places)
         ]
 
+    def _row_boundaries(self) -> dict[str, Any]:
+        """Arguments of transformers' flash kernels: where the rows of a packed batch begin and end.
+
+        The padding of the batch is a row of its own.
+        """
+        num = len(self._batch.positions_N)
+        starts = np.flatnonzero(self._batch.positions_N == 0)
+        bounds = np.unique([*starts, num, num + -num % _TOKEN_MULTIPLE]).astype(np.int32)
+        ends, longest = torch.from_numpy(bounds).to(self._device), int(np.diff(bounds).max())
+        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
     def _tensor(self, values: IntArray) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
 
@@ -155,27 +174,36 @@ def _pad_to_multiple(values_N: IntArray, multiple: int) -> IntArray:
 class ForwardRunner:
     """Runs rows through a model, packed if the model supports it."""
 
-    def __init__(self, model: nn.Module, pad_id: int, *, packing: bool) -> None:
+    def __init__(self, model: nn.Module, pad_id: int, *, packing: bool, kernel: str = "") -> None:
         """With packing, check that the model gives the same logits for packed rows as for padded ones.
 
         Args:
             model: a causal LM; under ZeRO stage 3 all workers call this at the same time.
             pad_id: any token id.
             packing: pack rows if possible.
+            kernel: the attention kernel in transformers that the model was loaded with; empty: slick's own attention.
         """
-        self._model, self._pad_id = model, pad_id
+        self._model, self._pad_id, self._kernel = model, pad_id, kernel
         self._supports_logits_to_keep = accepts_argument(model, "logits_to_keep")
-        self._attention: AttentionOverride | None = AttentionOverride(model) if packing else None
-        if self._attention is not None:
+        self._packs_for_kernel = packing and compat.is_flash_kernel(kernel)
+        self._attention: AttentionOverride | None = AttentionOverride(model) if packing and not kernel else None
+        if self.uses_packing:
             error = self._packing_error()
             if error:
                 _LOG.warning("%s gets padded rows, which is correct but slower: %s", type(model).__name__, error)
-                self._attention = None
+                self._attention, self._packs_for_kernel = None, False
 
     @property
     def uses_packing(self) -> bool:
         """Whether rows are packed."""
-        return self._attention is not None
+        return self._attention is not None or self._packs_for_kernel
+
+    @property
+    def attention_name(self) -> str:
+        """The attention of packed rows; empty for padded rows, which use the model's."""
+        if self._packs_for_kernel:
+            return f"{self._kernel}, packed"
+        return "slick packed (sdpa)" if self._attention is not None else ""
 
     @contextmanager
     def rows(self, examples: list[Example]) -> Iterator[PreparedBatch]:
@@ -183,7 +211,7 @@ class ForwardRunner:
         batch = pack_examples(examples)
         device = next(self._model.parameters()).device
         if self._attention is None:
-            yield PreparedBatch(batch, device, self._pad_id, None)
+            yield PreparedBatch(batch, device, self._pad_id, None, packs_for_kernel=self._packs_for_kernel)
             return
         running = PackedRowAttention(batch, device)
         with self._attention.use_backend(running):
@@ -212,19 +240,19 @@ class ForwardRunner:
             return "it carries a recurrent state instead of keys and values"
         was_training = self._model.training
         self._model.eval()
-        attention = self._attention
+        before = self._attention, self._packs_for_kernel
         try:
             with torch.no_grad():
                 with self.rows(examples) as rows:
                     packed_KV = self.answer_logits(rows)
-                num_layers = rows.running.num_layers if rows.running else 0
-                self._attention = None
+                num_layers = rows.running.num_layers if rows.running else int(self._packs_for_kernel)
+                self._attention, self._packs_for_kernel = None, False
                 with self.rows(examples) as rows:
                     padded_KV = self.answer_logits(rows)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
             return f"it does not accept packed rows ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         finally:
-            self._attention = attention
+            self._attention, self._packs_for_kernel = before
             self._model.train(was_training)
         if not num_layers:
             return "its layers do not use the attention interface"

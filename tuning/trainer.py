@@ -101,7 +101,7 @@ class Trainer:
         # With stage 3 no worker holds the whole model. Weights of GGUF files are always unpacked whole.
         is_sharded = config.zero_stage == 3 and not model.lower().endswith(".gguf")
         with compat.sharded_loading(settings) if is_sharded else nullcontext():
-            loaded = load_model(model, config.dtype, context.device, trust_remote_code=config.trust_remote_code)
+            loaded = self._load_model(model)
         self.dropouts = prepare_model(loaded, config)
         use_onednn_linears(loaded)
         self.engine: Any
@@ -111,14 +111,23 @@ class Trainer:
         self.model: nn.Module = self.engine.module
         if config.zero_stage == 3:  # `load_model` cannot check sharded weights, which only the engine gathers
             check_causal(self.model.eval(), model)
-        self.forward = ForwardRunner(self.model, pad_id, packing=config.packing)
-        self.runtime = model_runtime(
-            self.model, torch.device(context.device), "slick packed (sdpa)" if self.forward.uses_packing else ""
-        )
+        self.forward = ForwardRunner(self.model, pad_id, packing=config.packing, kernel=config.attention)
+        self.runtime = model_runtime(self.model, torch.device(context.device), self.forward.attention_name)
         self._teacher: ForwardRunner | None = None
         if config.distill_weight and not config.lora_rank:
-            frozen = load_model(model, config.dtype, context.device, trust_remote_code=config.trust_remote_code)
-            self._teacher = ForwardRunner(frozen, pad_id, packing=config.packing)
+            self._teacher = ForwardRunner(
+                self._load_model(model), pad_id, packing=config.packing, kernel=config.attention
+            )
+
+    def _load_model(self, model: str) -> nn.Module:
+        config = self._config
+        return load_model(
+            model,
+            config.dtype,
+            self._context.device,
+            trust_remote_code=config.trust_remote_code,
+            attention=config.attention,
+        )
 
     def save(self, folder: str) -> None:
         """Write this worker's share of the weights and the optimizer state into a folder; called by all workers."""

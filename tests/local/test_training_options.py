@@ -4,13 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slick.errors import SettingsError
+from slick import compat
+from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
 from tests.local.cli import ROOT
 from tests.local.tiny import tiny_model, tiny_tokenizer
@@ -61,6 +64,70 @@ def test_truncated_target_does_not_count_as_answered() -> None:
     (prediction,) = evaluate_rows(model, ForwardRunner(model, 0, packing=True), tokenizer, [question], [cut], settings)
     assert not prediction.hit
     assert prediction.text != question.target.strip()
+
+
+CALLS: list[str] = []
+"""Calls of `flash_on_cpu`: `packed` with boundaries of rows, `padded` without."""
+
+
+def flash_on_cpu(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
+) -> tuple[Any, None]:
+    """Attention with the arguments of transformers' flash kernels; no such kernel runs on a CPU."""
+    import torch
+    from torch.nn import functional
+
+    def attend(start: int, end: int, row: int) -> torch.Tensor:
+        parts = [part[row : row + 1, :, start:end] for part in (query, key, value)]
+        out = functional.scaled_dot_product_attention(
+            *parts, is_causal=True, scale=options["scaling"], enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return out.transpose(1, 2)
+
+    boundaries = options.get("cu_seq_lens_q")
+    CALLS.append("padded" if boundaries is None else "packed")
+    if boundaries is None:  # rows are padded on the right, which causal attention does not see
+        return torch.cat([attend(0, query.shape[2], row) for row in range(len(query))]), None
+    ends = boundaries.tolist()
+    assert (query.shape[0], ends[0], ends[-1]) == (1, 0, query.shape[2])
+    assert options["max_length_q"] == max(b - a for a, b in pairwise(ends))
+    return torch.cat([attend(a, b, 0) for a, b in pairwise(ends)], dim=1), None
+
+
+def test_flash_kernel_gets_packed_rows_with_their_boundaries() -> None:
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import flash_attention_mask
+
+    from tuning.forward import ForwardRunner
+
+    AttentionInterface.register("flash_on_cpu", flash_on_cpu)
+    AttentionMaskInterface.register("flash_on_cpu", flash_attention_mask)
+    examples = [Example(prompt_ids=tuple(range(5, 9 + 3 * i)), answer_ids=(3 + i, 4, 2)) for i in range(4)]
+    logits = {}
+    for kernel in ("", "flash_on_cpu", "eager"):
+        model = tiny_model("llama")
+        configs = compat.attention_configs(model)  # by the public way, transformers would look for a CUDA kernel
+        with compat.attention_override(configs, kernel) if kernel else nullcontext():
+            forward = ForwardRunner(model, 0, packing=True, kernel=kernel)
+            CALLS.clear()
+            with torch.no_grad(), forward.rows(examples) as rows:
+                logits[kernel] = forward.answer_logits(rows)
+        assert forward.uses_packing == (kernel != "eager"), "other kernels get padded rows"
+        names = {"": "slick packed (sdpa)", "flash_on_cpu": "flash_on_cpu, packed", "eager": ""}
+        assert forward.attention_name == names[kernel]
+        assert set(CALLS) == ({"packed"} if kernel == "flash_on_cpu" else set())
+        torch.testing.assert_close(logits[kernel], logits[""], rtol=1e-4, atol=1e-4)
+    assert not ForwardRunner(model, 0, packing=False, kernel="flash_on_cpu").uses_packing
+
+
+def test_attention_kernel_reaches_the_model_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    from slick.models import load_model
+
+    tiny_model("llama").save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), attention="eager").config._attn_implementation == "eager"
+    with pytest.raises(SlickError, match="no-such-kernel"):
+        load_model(str(tmp_path), attention="no-such-kernel")
 
 
 def train_with_options(path: Path) -> None:
