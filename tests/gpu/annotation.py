@@ -329,8 +329,7 @@ def _small_cache() -> Any:
 
 def _measure_vllm(settings: Settings, seconds: float, size: str) -> dict[str, Any]:
     """slick's vLLM engine: all samples of a prompt are one request, and prefix caching is on."""
-    from slick.inference.base import EngineConfig
-    from slick.inference.engines import VllmEngine
+    from slick.inference.base import ENGINES, EngineConfig
 
     folder = saved_model(settings, size)
     model, tokenizer = model_and_tokenizer(settings, size)
@@ -340,7 +339,8 @@ def _measure_vllm(settings: Settings, seconds: float, size: str) -> dict[str, An
     work = [answers.select_rows(part, slice(None)) for part in work[:2]]
     del model, answers
     free_memory(settings.device)
-    engine = VllmEngine(EngineConfig(model=folder, dtype=settings.dtype, num_gpus=float(settings.device == "cuda")))
+    config = EngineConfig(model=folder, dtype=settings.dtype, num_gpus=float(settings.device == "cuda"))
+    engine = ENGINES.get("vllm").load(config)
     units = Units(work, select_rows, _LARGEST_UNIT if settings.device == "cuda" else 8)
     meter = Meter(None)
 
