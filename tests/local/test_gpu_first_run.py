@@ -9,7 +9,6 @@ import pytest
 
 from tests.gpu.tables import NOT_MEASURED
 from tests.local.head import ROOT
-from tests.waiting import TIMEOUT_S
 
 STEPS = [
     *("answers equal the CPU's", "samples in distribution", "the paper's questions"),
@@ -20,6 +19,9 @@ STEPS = [
     *("training 135M bare, 2 GPUs", "training 8B slick ZeRO 0 LoRA 16, 1 GPU", "annotation 135M vllm"),
 ]
 
+_HANG_S = 3400.0
+"""Below pytest's own time limit; only a hanging run takes so long."""
+
 
 def first_run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
@@ -27,7 +29,7 @@ def first_run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=2 * TIMEOUT_S,
+        timeout=_HANG_S,
         check=False,
     )
 
@@ -35,7 +37,7 @@ def first_run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.slow
 def test_every_kind_of_step_runs_on_the_cpu(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    command = ["--device", "cpu", "--minutes", "30", "--out", str(out), "--steps", *STEPS]
+    command = ["--device", "cpu", "--minutes", "55", "--out", str(out), "--steps", *STEPS]
     completed = first_run(*command)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     steps = json.loads(out.read_text())["steps"]
