@@ -39,6 +39,8 @@ SEARCHED = {"search": "optuna"}
 """A search, so that its settings have an effect."""
 WEIGHTED = {"weighted_shares": [0.5]}
 """A set with weights, likewise."""
+EVALUATED = {"evaluate": "needed"}
+"""Evaluations whose epochs the settings choose."""
 JUDGED = {"matcher": "judge"}
 """A matcher whose settings have an effect."""
 
@@ -70,8 +72,11 @@ def settings_by_step(change: tuple[str, str] | None, path: tuple[str, str] | Non
     settings["sweep"] |= SEARCHED
     settings["variants"] |= WEIGHTED
     settings["annotate"] |= JUDGED
+    settings["finetune"] |= EVALUATED
+    settings["sweep"]["train"] |= EVALUATED
     for step in ("annotate", "finetune"):
         settings[step]["dtype"] = "float32"  # as steps store the resolved value of `auto`
+    settings["annotate"]["engine"] = "transformers"  # likewise
     if path:
         settings[path[0]][path[1]] = "path"
     if change:
@@ -98,7 +103,13 @@ def study(
         "questions": {"source": "world's questions", "audit": "audit"},
         "annotate": {"questions": "questions", "model": "weights", "exemplars": "ids"},
         "variants": {"knowledge": "annotate", "model": "weights"},
-        "finetune": {"variant": "rows", "questions": "questions", "knowledge": "annotate", "model": "weights"},
+        "finetune": {
+            "variant": "rows",
+            "questions": "questions",
+            "knowledge": "annotate",
+            "model": "weights",
+            "deepspeed": "entries",
+        },
         "sweep": {"unknown-050-seed0": "finetune 3"},
         "p_true": {"questions": "questions", "model": "weights"},
     }
