@@ -95,7 +95,7 @@ class TrainConfig:
     )
     """`set-aside`: rows that are too long are neither trained on nor evaluated, but listed in the run's
     set_aside.parquet. `truncate`: training targets are cut to the length, without their end token, and their number is
-    stored; rows whose prompts leave no room for an answer are set aside."""
+    stored; rows whose prompts alone have as many tokens are set aside."""
     max_new_tokens: int = setting(32, minimum=1)
     """Maximum number of tokens of an evaluated answer."""
     loss_of_all: bool = False

@@ -252,11 +252,11 @@ def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: in
 
 
 def _truncate_target(example: Example, max_tokens: int) -> Example:
-    """The example with at most `max_tokens` tokens; unchanged if its prompt leaves no room for an answer token."""
-    room = max_tokens - len(example.prompt_ids)
-    if len(example.answer_ids) <= room or room < 1:
+    """The example with at most `max_tokens` tokens; unchanged if its prompt alone has as many."""
+    max_answer = max_tokens - len(example.prompt_ids)
+    if len(example.answer_ids) <= max_answer or max_answer < 1:
         return example
-    return replace(example, answer_ids=example.answer_ids[:room], is_truncated=True)
+    return replace(example, answer_ids=example.answer_ids[:max_answer], is_truncated=True)
 
 
 def _chat_format(rows: Sequence[QuestionRow], tokenizer: Any, config: TrainConfig) -> PromptFormat:

@@ -94,7 +94,7 @@ class RunPlan:
     stop_policies: tuple[tuple[str, int], ...] = ()
     """Policies and budgets of a live training, which ends once all are decided; empty: it trains all epochs."""
     point_policies: tuple[PolicyBudget, ...] = ()
-    """Policies and budgets of the points that are read off this training; see `tuning.evaluation_epochs`."""
+    """Policies and budgets of the points that are computed from this training; see `tuning.evaluation_epochs`."""
     state: SavedState | None = None
     """The state to resume from, if the training was interrupted or is extended."""
     identity: str
@@ -162,7 +162,7 @@ def plan_runs(
         study: the study.
         configs: settings of the trainings by run_id.
         stop_policies: policies and budgets; a training is finished once all of them are decided.
-        point_policies: policies and budgets of the points that are read off each training.
+        point_policies: policies and budgets of the points that are computed from each training.
         accept_early_stopped: a training that a scheduler stopped early is finished.
 
     Raises:
@@ -180,6 +180,7 @@ def plan_runs(
     fingerprints = {name: model_fingerprint(resolve_model(path)) for name, path in models.items()}
     states = find_states(study, list(configs))
     rows: dict[str, tuple[str, int, int, int]] = {}
+    file_settings = {config.deepspeed: _read_deepspeed(config.deepspeed) for config in configs.values()}
     plans = []
     for name, config in configs.items():
         _check_model(study, config, models[config.model], fingerprints[config.model], variants)
@@ -192,11 +193,10 @@ def plan_runs(
             "knowledge": variants.input("knowledge"),
             "model": fingerprints[config.model],
         }
-        file_settings = {}
         if config.deepspeed:
-            file_settings = read_deepspeed_file(config.deepspeed)
-            deepspeed_config(config, config.num_workers, file_settings=file_settings)  # refuses contradictions
-            inputs["deepspeed"] = fingerprint(file_settings)
+            own = file_settings[config.deepspeed]
+            deepspeed_config(config, config.num_workers, file_settings=own)  # refuses contradictions
+            inputs["deepspeed"] = fingerprint(own)
         identity = fingerprint(inputs, config.identity())
         state = states.get(identity)
         state_epoch = state.progress.epoch if state else 0
@@ -209,7 +209,7 @@ def plan_runs(
             identity=identity,
             inputs=inputs,
             model=models[config.model],
-            deepspeed=file_settings,
+            deepspeed=file_settings[config.deepspeed],
             num_train_rows=num_train_rows,
             num_eval_rows=num_eval_rows,
             num_test_rows=num_test_rows,
@@ -219,6 +219,11 @@ def plan_runs(
             plans.append(plan)
     check_legacy_states(study, [plan.run_id for plan in plans if plan.state is None])
     return plans
+
+
+def _read_deepspeed(location: str) -> dict[str, Any]:
+    """The content of a DeepSpeed file; empty without one."""
+    return read_deepspeed_file(location) if location else {}
 
 
 def _variant_summary(study: Folder, variant: str) -> tuple[str, int, int, int]:

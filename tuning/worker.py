@@ -65,7 +65,9 @@ class TrainMetrics:
             "epoch": metrics.Gauge("slick_train_epoch", "Epochs finished.", tag_keys=run),
             "loss": metrics.Gauge("slick_train_loss", "Mean loss on the train rows, nats per token.", tag_keys=run),
             "accuracy": metrics.Gauge(
-                "slick_train_accuracy", "Share of rows answered correctly, in [0, 1].", tag_keys=rows
+                "slick_train_accuracy",
+                "Share of rows answered correctly, in [0, 1], after the last epoch that evaluated them.",
+                tag_keys=rows,
             ),
             "tokens_per_s": metrics.Gauge("slick_train_tokens_per_s", "Tokens trained on per second.", tag_keys=run),
             "tokens": metrics.Counter("slick_train_tokens", "Tokens trained on.", tag_keys=run),

@@ -75,8 +75,9 @@ def plan_curation(data: DataFile, config: CurateConfig, judge_rows: RowFilter | 
         raise SettingsError("no model is given; name a folder, a Hugging Face id or a .gguf file with --model")
     row_format = detect_format(data.columns, data.first_rows(), name=config.format or "", names=config.column_names)
     config = replace(config, id_column=_id_column(data, config))
+    has_claims = config.claims == "sentences"
     decisions = read_decisions(data.rows(), row_format, config)
-    decisions = split_claims(decisions) if config.claims == "sentences" else decisions
+    decisions = split_claims(decisions) if has_claims else decisions
     tokenizer, prompt_reason = _chat_tokenizer(
         config, is_conversation=_holds_conversations(data, row_format, candidates_of(decisions))
     )
@@ -87,15 +88,10 @@ def plan_curation(data: DataFile, config: CurateConfig, judge_rows: RowFilter | 
     decisions = _without_refused(decisions, tokenizer, answer_end, config)
     if matcher == LONG_MATCHER:
         decisions = skip_without_names(decisions)
-    if config.claims == "sentences":
+    if has_claims:
         matcher = matcher if matcher == JUDGE else f"{FIRST_SENTENCE}{matcher.removeprefix(FIRST_SENTENCE)}"
         decisions = skip_rare_places(decisions, config.annotate.num_shots + 2)
-    candidates = candidates_of(decisions)
-    if not candidates:
-        reasons = ", ".join(f"{num:,} x {reason}" for reason, num in count_reasons(decisions).items())
-        raise DataError(
-            f"{data.name} has no row to ask: {reasons}; see --format, --ask, --max-target-words and --max-prompt-words"
-        )
+    candidates = _require_candidates(data, decisions)
     annotation = config.annotation(
         prompt_format="chat" if tokenizer else "qa",
         answer_end=answer_end,
@@ -118,6 +114,20 @@ def plan_curation(data: DataFile, config: CurateConfig, judge_rows: RowFilter | 
             f"Matcher {matcher}: {matcher_reason}.",
             *_ambiguity_note(candidates),
         ],
+    )
+
+
+def _require_candidates(data: DataFile, decisions: Sequence[Decision]) -> list[Candidate]:
+    """The questions to ask.
+
+    Raises:
+        DataError: there are none.
+    """
+    if candidates := candidates_of(decisions):
+        return candidates
+    reasons = ", ".join(f"{num:,} x {reason}" for reason, num in count_reasons(decisions).items())
+    raise DataError(
+        f"{data.name} has no row to ask: {reasons}; see --format, --ask, --max-target-words and --max-prompt-words"
     )
 
 

@@ -197,8 +197,9 @@ def sort_candidates(rows: Sequence[Mapping[int, float]], num: int) -> Candidates
     Raises:
         EngineError: a row has fewer tokens, or its highest log-probability is not finite.
     """
-    if fewest := min((len(row) for row in rows if len(row) < num), default=0):
-        raise EngineError(f"the engine returned log-probabilities of {fewest} tokens at a position, expected {num}")
+    minimum = min(map(len, rows), default=num)
+    if minimum < num:
+        raise EngineError(f"the engine returned log-probabilities of {minimum} tokens at a position, expected {num}")
     values, ids = np.empty((len(rows), num), dtype=np.float32), np.empty((len(rows), num), dtype=np.int64)
     for i, row in enumerate(rows):
         row_ids = np.fromiter(row.keys(), dtype=np.int64, count=len(row))

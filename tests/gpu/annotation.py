@@ -312,13 +312,16 @@ def peer_answer(settings: Settings, model: Any, tokenizer: Any, engine: str) -> 
         hits = sum(text.split("\n")[0].strip() in gold for text, gold in zip(texts, golds, strict=True))
         return hits, num_greedy + num_sampled
 
-    cache: dict[str, Any] = {}
-    if engine == "continuous":
-        if not hasattr(model, "generate_batch"):
-            raise Unavailable("the installed transformers has no generate_batch")
-        if settings.device == "cpu":  # by default it takes most of the memory
-            cache["continuous_batching_config"] = _small_cache()
+    cache = _continuous_arguments(settings, model) if engine == "continuous" else {}
     return answer
+
+
+def _continuous_arguments(settings: Settings, model: Any) -> dict[str, Any]:
+    """Arguments of `generate_batch`."""
+    if not hasattr(model, "generate_batch"):
+        raise Unavailable("the installed transformers has no generate_batch")
+    # By default it takes most of the memory.
+    return {"continuous_batching_config": _small_cache()} if settings.device == "cpu" else {}
 
 
 def _small_cache() -> Any:

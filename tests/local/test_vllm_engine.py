@@ -120,6 +120,8 @@ def test_scores_of_log_probabilities_equal_those_of_logits(decimals: int) -> Non
 def test_incomplete_or_infinite_log_probabilities_are_an_error() -> None:
     with pytest.raises(EngineError, match="of 2 tokens at a position, expected 3"):
         sort_candidates([{1: -1.0, 2: -2.0, 3: -3.0}, {1: -1.0, 2: -2.0}], 3)
+    with pytest.raises(EngineError, match="log-probabilities of 0 tokens at a position, expected 1"):
+        sort_candidates([{1: -1.0}, {}], 1)
     with pytest.raises(EngineError, match="not finite"):
         sort_candidates([{1: float("nan"), 2: float("nan")}], 2)
 

@@ -163,8 +163,8 @@ def test_questions_of_an_archive(entity_questions: str) -> None:
 
 def test_table_of_annotation(tmp_path: Path) -> None:
     done = {"status": "done", "seconds": 9.0, "result": ANNOTATION}
-    found = results(tmp_path / "r.json", **{"annotation 135M full": done, "annotation 1B gold": done})
-    text = format_tables(found, make_steps(1))
+    stored = results(tmp_path / "r.json", **{"annotation 135M full": done, "annotation 1B gold": done})
+    text = format_tables(stored, make_steps(1))
     assert row_of(text, "135M", "full")[2:] == [
         *("50", "8,500", "25,000", "5,000", "25%", "25%", "0.75"),
         *("3.0", "5.0"),
@@ -172,12 +172,12 @@ def test_table_of_annotation(tmp_path: Path) -> None:
     assert row_of(text, "1B", "gold")[2:5] == ["50", "-", "-"]
     assert row_of(text, "8B", "full")[2:] == [NOT_MEASURED] * 9
     unknown_peak = {key: value for key, value in ANNOTATION.items() if key != "roofline_seconds"}
-    found.steps["annotation 135M full"] = done | {"result": unknown_peak}
-    assert row_of(format_tables(found, make_steps(1)), "135M", "full")[6] == "not given"
+    stored.steps["annotation 135M full"] = done | {"result": unknown_peak}
+    assert row_of(format_tables(stored, make_steps(1)), "135M", "full")[6] == "not given"
 
 
 def test_table_of_training(tmp_path: Path) -> None:
-    found = results(
+    stored = results(
         tmp_path / "r.json",
         **{
             "training 135M bare, 1 GPU": {"status": "done", "result": {"tokens": 1000, "seconds": 2.0}},
@@ -187,7 +187,7 @@ def test_table_of_training(tmp_path: Path) -> None:
             },
         },
     )
-    text = format_tables(found, make_steps(1))
+    text = format_tables(stored, make_steps(1))
     assert row_of(text, "135M", "bare", "1")[3:] == ["500", "1.00", "-", "-"]
     assert row_of(text, "135M", "slick ZeRO 2 offload optimizer", "1")[3:] == ["1,500", "3.00", "1.5", "2.0"]
     assert row_of(text, "135M", "slick ZeRO 3", "2")[3:] == [NOT_MEASURED] * 4
@@ -196,15 +196,15 @@ def test_table_of_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("questions", "kind"), [(50_000, "extrapolated"), (98_029, "measured")])
 def test_table_of_the_papers_questions(questions: int, kind: str, tmp_path: Path) -> None:
     result = {"questions": questions, "total": 98_029, "seconds": 500.0, "total_seconds": 500.0 * 98_029 / questions}
-    found = results(
+    stored = results(
         tmp_path / "r.json", **{"the paper's questions": {"status": "stopped", "reason": "x", "result": result}}
     )
-    row = row_of(format_tables(found, make_steps(1)), "135M", f"{questions:,} of 98,029")
+    row = row_of(format_tables(stored, make_steps(1)), "135M", f"{questions:,} of 98,029")
     assert row[-1] == f"{result['total_seconds'] / 3600:.3g} h ({kind})"
 
 
 def test_what_was_not_reached_is_listed_with_the_reason(tmp_path: Path) -> None:
-    found = results(
+    stored = results(
         tmp_path / "r.json",
         **{
             "annotation 135M full": {"status": "done", "result": ANNOTATION},
@@ -212,7 +212,7 @@ def test_what_was_not_reached_is_listed_with_the_reason(tmp_path: Path) -> None:
             "annotation 1B full": {"status": "failed", "reason": "OutOfMemoryError"},
         },
     )
-    text = format_tables(found, make_steps(1)).split("Not reached:")[1]
+    text = format_tables(stored, make_steps(1)).split("Not reached:")[1]
     assert "annotation 135M full:" not in text
     assert "- annotation 135M vllm: not reached: vllm is not installed" in text
     assert "- annotation 1B full: failed: OutOfMemoryError" in text
@@ -222,22 +222,22 @@ def test_what_was_not_reached_is_listed_with_the_reason(tmp_path: Path) -> None:
 def test_differing_answers_fail_the_run(tmp_path: Path) -> None:
     check = {"check": "llama", "greedy": 0.5, "sampled": 1.0, "labels": 1.0, "error": 0.0, "passed": False}
     entry = {"status": "done", "result": {"rows": [check], "passed": False}}
-    found = results(tmp_path / "r.json", **{"answers equal the CPU's": entry})
-    assert has_failed(found)
-    assert row_of(format_tables(found, make_steps(1)), "answers equal the CPU's", "llama")[-1] == "**differs**"
+    stored = results(tmp_path / "r.json", **{"answers equal the CPU's": entry})
+    assert has_failed(stored)
+    assert row_of(format_tables(stored, make_steps(1)), "answers equal the CPU's", "llama")[-1] == "**differs**"
     entry["result"] = {"rows": [check | {"passed": True}], "passed": True}
-    assert not has_failed(found)
-    found.steps["annotation 135M full"] = {"status": "failed", "reason": "x"}
-    assert has_failed(found)
+    assert not has_failed(stored)
+    stored.steps["annotation 135M full"] = {"status": "failed", "reason": "x"}
+    assert has_failed(stored)
 
 
 def test_results_of_another_machine_are_refused(tmp_path: Path) -> None:
-    found = results(tmp_path / "r.json")
-    check_machine(found, {**MACHINE, "gpu": "NVIDIA H200"})  # nothing has been measured yet
-    found.steps["annotation 135M full"] = {"status": "done", "result": ANNOTATION}
-    check_machine(found, MACHINE)
+    stored = results(tmp_path / "r.json")
+    check_machine(stored, {**MACHINE, "gpu": "NVIDIA H200"})  # nothing has been measured yet
+    stored.steps["annotation 135M full"] = {"status": "done", "result": ANNOTATION}
+    check_machine(stored, MACHINE)
     with pytest.raises(RunError, match=r"has results of \{'gpu': 'NVIDIA L4'\}, this run is of .*give another --out"):
-        check_machine(found, {**MACHINE, "gpu": "NVIDIA H200"})
+        check_machine(stored, {**MACHINE, "gpu": "NVIDIA H200"})
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
