@@ -84,7 +84,7 @@ def describe_p_true(study: Folder) -> str:
     manifest = read_manifest(folder)
     if manifest is None and not folder.exists(STARTED):
         return "not begun" if _requests_p_true(study) else ""
-    from slick.annotation.step import p_true_progress
+    from slick.annotation.progress import p_true_progress
 
     state = f"done in {format_duration(manifest.seconds)}" if manifest else "begun, not finished"
     progress = p_true_progress(study)
@@ -172,7 +172,7 @@ def _count_rows(folder: Folder) -> int:
 
 def _annotation_progress(study: Folder) -> str:
     """Answered questions of each store, and their number in all by the settings of the annotation."""
-    from slick.annotation.step import MAIN_ANSWERS, annotation_progress
+    from slick.annotation.progress import MAIN_ANSWERS, annotation_progress
 
     labels = {MAIN_ANSWERS: "questions answered", "repeats": "repeated", "controls": "about fictional subjects"}
     text = "".join(

@@ -393,10 +393,14 @@ def read_knowledge(study: FolderLike, columns: Sequence[str] | None = None) -> p
     return read_validated_table(study.child("annotate"), "knowledge.parquet", KNOWLEDGE_SPEC, columns)
 
 
+EXEMPLARS_FILE = "exemplars.json"
+"""Exemplar sets, in annotate/ and in curate/."""
+
+
 def read_exemplars(folder: Folder) -> Exemplars:
     """The exemplar sets in exemplars.json of an annotate folder."""
     hint = f"restore it, or delete {folder} and run `slick annotate` again"
-    return read_record(folder, "exemplars.json", Exemplars, hint)
+    return read_record(folder, EXEMPLARS_FILE, Exemplars, hint)
 
 
 def read_answer_part(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:

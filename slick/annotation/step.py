@@ -3,14 +3,12 @@
 Ray Data streams units of work (a few batches of one relation) through a pool of actors with one engine each. Actors
 write whole files of answers and return only counts to the driver. So an interrupted run resumes with the batches that
 no file holds, and labels depend neither on the number of actors nor on the size of files.
-
-The progress of an annotation follows from its settings and part files, without Ray.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,16 +16,12 @@ import pyarrow as pa
 
 from slick.annotation.config import (
     CONTROLS,
-    GENERATIONS,
-    GOLD,
     REPEATS,
     AnnotateConfig,
     Estimator,
-    PTrueScope,
     main_store,
 )
 from slick.annotation.labels import (
-    control_questions,
     format_category_shares,
     judge_inputs,
     label,
@@ -37,7 +31,6 @@ from slick.annotation.labels import (
 from slick.annotation.p_true import (
     P_TRUE_FOLDER,
     check_same_model,
-    questions_to_score,
     resolve_p_true_engine,
     score_p_true,
 )
@@ -51,12 +44,10 @@ from slick.annotation.prompting import (
 from slick.annotation.set_aside import (
     check_set_aside_share,
     drop_questions,
-    labelled_questions,
     max_prompt_tokens,
-    read_set_aside,
     set_questions_aside,
 )
-from slick.annotation.store import sample_by_hash, select_questions
+from slick.annotation.store import select_questions
 from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig, annotate_missing, with_engine
 from slick.cluster import detect_device, device_without_ray
 from slick.datasets import read_questions
@@ -80,21 +71,24 @@ from slick.prompts import draw_exemplar_sets
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
 from slick.strict_json import parse_json
-from slick.study import STARTED, Manifest, begin_step, complete_step, fingerprint, read_start_record, require_manifest
-from slick.study_files import ANSWER_START_FIELD, CONTEXT_FIELD, QUESTION_SCHEMA, Exemplars, read_exemplars
+from slick.study import Manifest, begin_step, complete_step, fingerprint, require_manifest
+from slick.study_files import (
+    ANSWER_START_FIELD,
+    CONTEXT_FIELD,
+    EXEMPLARS_FILE,
+    QUESTION_SCHEMA,
+    Exemplars,
+    read_exemplars,
+)
 
 _LOG = logging.getLogger(__name__)
 
-EXEMPLARS_FILE = "exemplars.json"
 PROMPTS_FILE = "prompts.json"
 """An example of a prompt and a hash of all prefixes, of chat prompts only."""
 
 _ANSWER_KINDS: dict[Estimator, AnswerKind] = {"sampled": "answers", "gold": "gold"}
 
 _EARLIER_RESULTS = "earlier results in this folder are by this engine"
-
-MAIN_ANSWERS = "main"
-"""Name of the store behind the labels, for either estimator."""
 
 
 def annotate(study: FolderLike, config: AnnotateConfig) -> Manifest:
@@ -411,114 +405,3 @@ def _progress_note(categories: Mapping[str, int], cost: Mapping[str, float], sec
     speeds = [f"{cost[name] / seconds:,.0f} {name.replace('_', ' ')}/s" for name in ("generations", "answer_tokens")]
     reused = f"{format_percent(prefix_reuse_share(cost))} of prompt tokens reused"
     return ", ".join([*speeds, reused, *([format_category_shares(categories)] if categories else [])])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerProgress:
-    """Numbers of questions of one store."""
-
-    num: int
-    """Questions with answers."""
-    expected: int
-    """All questions, without those that are set aside."""
-    set_aside: int = 0
-    """Questions that are not annotated, because a prompt exceeds the model's context."""
-
-
-def annotation_progress(study: Folder) -> dict[str, AnswerProgress]:
-    """Progress by store: `MAIN_ANSWERS`, and `repeats` and `controls` if there are any.
-
-    Args:
-        study: its folder; the result is empty until the exemplars are drawn.
-
-    Raises:
-        StudyError: the questions step is not finished.
-    """
-    folder = study.child("annotate")
-    settings = _read_started_settings(folder)
-    if settings is None or not folder.exists(EXEMPLARS_FILE):
-        return {}
-    questions = select_questions(
-        read_questions(study),
-        dev=settings.annotate_dev,
-        exemplars=read_exemplars(folder),
-        limit=settings.limit_per_relation,
-        with_exemplars=settings.annotate_exemplars,
-    )
-    store = GOLD if settings.estimator == "gold" else GENERATIONS
-    progress = {MAIN_ANSWERS: _answer_progress(folder, store, questions.num_rows)}
-    for name, expected in _count_check_questions(labelled_questions(folder, questions), settings).items():
-        if expected:
-            progress[name] = _answer_progress(folder, name, expected)
-    return progress
-
-
-def _answer_progress(folder: Folder, store: str, num_questions: int) -> AnswerProgress:
-    set_aside = read_set_aside(folder, store).num_rows
-    return AnswerProgress(num=_count_rows(folder.child(store)), expected=num_questions - set_aside, set_aside=set_aside)
-
-
-def p_true_progress(study: Folder) -> AnswerProgress | None:
-    """Progress of P(True); None if it is not started.
-
-    Args:
-        study: with finished labels, which P(True) follows.
-    """
-    folder = study.child("annotate", P_TRUE_FOLDER)
-    settings = _read_started_settings(folder)
-    if settings is None:
-        return None
-    config = AnnotateConfig(
-        limit_per_relation=settings.limit_per_relation,
-        p_true_of=settings.p_true_of,
-        annotate_dev=settings.annotate_dev,
-        annotate_exemplars=settings.annotate_exemplars,
-    )
-    return _answer_progress(study.child("annotate"), P_TRUE_FOLDER, questions_to_score(study, config).num_rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _StartedSettings:
-    """Settings of an annotation, or of P(True), that determine its questions."""
-
-    annotate_dev: bool = False
-    annotate_exemplars: bool = False
-    limit_per_relation: int | None = None
-    estimator: Estimator = "sampled"
-    repeats_per_relation: int = 0
-    controls_per_relation: int = 0
-    seed: int = 0
-    p_true_of: PTrueScope = "test"
-
-
-def _read_started_settings(folder: Folder) -> _StartedSettings | None:
-    """The settings in started.json; None if there is no such file.
-
-    Raises:
-        StudyError: one of them has another type.
-    """
-    started = read_start_record(folder)
-    if started is None:
-        return None
-    try:
-        settings: _StartedSettings = convert(started.settings, _StartedSettings, "settings")
-    except MismatchError as error:
-        raise StudyError(
-            f"{folder}/{STARTED}: {error}; the file was edited: restore it, or delete that folder and run `slick "
-            "annotate` again"
-        ) from error
-    return settings
-
-
-def _count_check_questions(questions: pa.Table, settings: _StartedSettings) -> dict[str, int]:
-    """Number of questions per store that checks the labels."""
-    counts = {}
-    if settings.repeats_per_relation and settings.estimator == "sampled":
-        counts[REPEATS] = sample_by_hash(questions, settings.repeats_per_relation, ("relation",)).num_rows
-    if settings.controls_per_relation:
-        counts[CONTROLS] = control_questions(questions, settings.controls_per_relation, settings.seed).num_rows
-    return counts
-
-
-def _count_rows(folder: Folder) -> int:
-    return sum(folder.num_rows(name) for name in folder.names(".parquet"))

@@ -26,13 +26,12 @@ from slick.matching import JUDGE
 from slick.rng import row_key
 from slick.storage import Folder
 from slick.study import complete_step
-from slick.study_files import JUDGE_OUTCOMES, read_answer_part
+from slick.study_files import EXEMPLARS_FILE, JUDGE_OUTCOMES, read_answer_part
 from slick.types import Question
 
 PROBE_FOLDER = ".probe"
 MIN_PER_RELATION = 10
 """Questions of a relation in a probe. Fewer would share the prefixes of their prompts less than in the full run."""
-_EXEMPLARS_FILE = "exemplars.json"
 _TRIMMED = 0.1
 """Share of the questions, those in the fastest and in the slowest batches, that the range leaves out."""
 
@@ -174,10 +173,10 @@ def _measure(
     complete_step(
         folder.child("questions"), "questions", "probe", settings={}, inputs={}, counts={}, started_at=time.monotonic()
     )
-    folder.write_json(_EXEMPLARS_FILE, exemplars)
+    folder.write_json(EXEMPLARS_FILE, exemplars)
     annotation = replace(
         plan.annotation,
-        exemplars=folder.child(_EXEMPLARS_FILE).uri,
+        exemplars=folder.child(EXEMPLARS_FILE).uri,
         batch_questions=max(1, min(plan.annotation.batch_questions, -(-len(chosen) // 2))),  # two batches for a range
         batches_per_file=1,
         limit_per_relation=None,

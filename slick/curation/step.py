@@ -29,13 +29,14 @@ from slick.locks import exclusive_lock
 from slick.matching import JUDGE
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, complete_step, fingerprint, needs_work
+from slick.study_files import EXEMPLARS_FILE
 from slick.types import Category
 
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CURATE_FOLDER, ROWS_FILE, EXEMPLARS_FILE = "curate", "rows.parquet", "exemplars.json"
+CURATE_FOLDER, ROWS_FILE = "curate", "rows.parquet"
 
 ROWS_SCHEMA = pa.schema(
     [

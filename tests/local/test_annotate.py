@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore
 from slick.annotation.labels import knowledge_table
-from slick.annotation.step import MAIN_ANSWERS, AnswerProgress, annotation_progress
+from slick.annotation.progress import MAIN_ANSWERS, AnswerProgress, annotation_progress
 from slick.annotation.store import cut_batches, missing_batches, read_generations, select_questions
 from slick.annotation.uncertainty import Scoring, collect_evidence
 from slick.datasets import read_questions
