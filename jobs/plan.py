@@ -96,6 +96,7 @@ def training_options(gpus: int, rows_at_once: int, dtype: TrainDtype = PLANNED_D
         replace(checkpointed, zero_stage=3, offload="all"),
         lora,
         replace(lora, zero_stage=3, activation_checkpointing=True),
+        replace(lora, quantization="4bit", activation_checkpointing=True),
     ]
     return [(_option_flags(config), config) for config in options]
 
@@ -110,6 +111,8 @@ def _batch_sizes(gpus: int, rows_at_once: int) -> tuple[int, int]:
 def _option_flags(config: TrainConfig) -> str:
     """The flags by which a training differs from the preset `large`."""
     parts = [f"--lora-rank {config.lora_rank}"] if config.lora_rank else []
+    if config.quantization != "none":
+        parts.append(f"--quantization {config.quantization}")
     parts.append(f"--zero-stage {config.zero_stage}")
     parts.append(f"--{'' if config.activation_checkpointing else 'no-'}activation-checkpointing")
     if config.offload != "none":

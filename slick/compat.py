@@ -104,6 +104,27 @@ def sharded_loading(deepspeed_settings: dict[str, object]) -> Iterator[None]:
         unset_hf_deepspeed_config()
 
 
+@contextmanager
+def without_quantization(model: "nn.Module") -> Iterator[None]:
+    """While active, `save_pretrained` writes the weights that it is given, and a config.json without quantization.
+
+    `PreTrainedModel.hf_quantizer` and `config.quantization_config`, checked with transformers 5.23.0. Replacement:
+    `PreTrainedModel.dequantize`, which changes the model itself.
+    """
+    quantized: Any = model
+    quantizer = getattr(quantized, "hf_quantizer", None)
+    if quantizer is None:
+        yield
+        return
+    settings = quantized.config.quantization_config
+    try:
+        quantized.hf_quantizer = None
+        del quantized.config.quantization_config
+        yield
+    finally:
+        quantized.hf_quantizer, quantized.config.quantization_config = quantizer, settings
+
+
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +156,14 @@ def onednn_linear(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tens
 
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+def has_compiled_modules(model: "nn.Module") -> bool:
+    """Whether `nn.Module.compile` was called for a module of the model.
+
+    `nn.Module._compiled_call_impl`, checked with torch 2.13.0. No public replacement.
+    """
+    return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
 
 
 def has_native_bfloat16() -> bool:
@@ -457,6 +486,43 @@ def partition_size(parameter: Any) -> int:
     Checked with DeepSpeed 0.19. Replacement: none documented.
     """
     return int(parameter.ds_tensor.numel())
+
+
+# --- bitsandbytes -----------------------------------------------------------------------------------------------------
+
+
+def keep_4bit_layout(layers: Iterable[Any]) -> None:
+    """Keep layers with 4-bit weights from changing the memory layout of their weights when they are evaluated on a CPU.
+
+    Afterwards `matmul_4bit` has no gradient, so a training that evaluates would silently stop to learn in the layers
+    before, and `dequantize_4bit` returns other numbers.
+
+    `Linear4bit.support_avx512bf16_for_cpu`, checked with bitsandbytes 0.50.2. Replacement: none needed once the layout
+    is changed back in training mode.
+    """
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
+# --- liger-kernel -----------------------------------------------------------------------------------------------------
+
+
+def apply_liger_kernels(model: Any) -> bool:
+    """Replace a loaded model's norms, rotary positions and feed-forward blocks by Liger's kernels, where it has them.
+
+    `liger_kernel.transformers.monkey_patch`, checked with liger-kernel 0.8.5. Replacement: the documented
+    `AutoLigerKernelForCausalLM`, which loads the model itself and does nothing for an unknown architecture.
+
+    Returns:
+        False if Liger does not know the architecture; the model is then unchanged.
+    """
+    from liger_kernel.transformers import monkey_patch
+
+    if model.config.model_type not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
+        return False
+    monkey_patch._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+    return True
 
 
 # --- peft -------------------------------------------------------------------------------------------------------------

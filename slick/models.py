@@ -29,6 +29,7 @@ from slick.model_files import (
     text_config,
 )
 from slick.model_validation import check_causal, check_loading_info, check_tokenizer
+from slick.quantization import Quantization, check_quantization, loading_arguments, quantized_layers
 from slick.storage import Folder
 
 if TYPE_CHECKING:
@@ -242,6 +243,7 @@ def load_model(
     *,
     trust_remote_code: bool = False,
     attention: str = "",
+    quantization: Quantization = "none",
 ) -> "nn.Module":
     """Load a causal LM in eval mode and validate it: all weights present and finite, and attention causal.
 
@@ -254,9 +256,11 @@ def load_model(
         device: a torch device such as `cpu` or `cuda`.
         trust_remote_code: run code that comes with the model.
         attention: name of an attention kernel in transformers; empty for the default.
+        quantization: of the linear layers of decoder blocks; see `slick.quantization`.
 
     Raises:
         ModelError: it does not exist, cannot be loaded, or is not a complete causal language model.
+        SettingsError: a package for the quantization is missing, or the model is a GGUF file.
     """
     ref = resolve_model(model)
     _check_gguf(ref)
@@ -267,6 +271,10 @@ def load_model(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16")
     logging.disable_progress_bar()
+    quantized: dict[str, Any] = {}
+    if quantization != "none":
+        check_quantization(ref.path, quantization)
+        quantized = loading_arguments(quantization, getattr(torch, dtype), device)
     weights = (
         _dequantize_kwargs()
         if ref.gguf_file
@@ -279,6 +287,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `info` lists all of them
             **weights,
+            **quantized,
             **({"attn_implementation": attention} if attention else {}),
             **_from_pretrained_kwargs(ref, trust_remote_code),
         )
@@ -286,6 +295,7 @@ def load_model(
         if not any(parameter.is_meta for parameter in loaded.parameters()):
             loaded.to(device)
         loaded.eval()
+        compat.keep_4bit_layout(quantized_layers(loaded).values())
         check_loading_info(loaded, info, ref.path)
         if not any(map(compat.is_partitioned, loaded.parameters())):
             check_causal(loaded, ref.path)

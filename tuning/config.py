@@ -9,6 +9,7 @@ from slick.errors import SettingsError
 from slick.matching import MATCHERS, make_matcher
 from slick.precision import TrainDtype
 from slick.prompt_formats import parse_template_arguments
+from slick.quantization import Quantization
 from slick.settings import check_settings, identity_settings, register_settings, setting
 
 TrackerName = Literal["mlflow", "wandb"]
@@ -52,6 +53,9 @@ class TrainConfig:
     """Attention kernel of the training by its name in transformers, such as `flash_attention_2`, `sdpa` or `eager`;
     results are equal up to rounding. Flash kernels get packed rows with their boundaries, others padded rows. Empty:
     slick's own, which packs rows. Answers are generated with slick's own in any case."""
+    liger: bool = setting(False, "cost")
+    """Use Liger's fused kernels for norms, rotary positions and feed-forward blocks; equal up to rounding. Needs a GPU
+    and the package liger-kernel."""
     activation_checkpointing: bool = setting(False, "cost")
     """Recompute activations in the backward pass: less memory, a third more time."""
     weight_decay: float = setting(0.0, "result", minimum=0)
@@ -68,6 +72,9 @@ class TrainConfig:
     """Rank of LoRA on the linear layers of what is trainable (arXiv:2106.09685); 0: full fine-tuning."""
     lora_alpha: float | None = setting(None, "result", minimum=0)
     """LoRA scales its update by this over the rank; None: twice the rank."""
+    quantization: Quantization = setting("none", when=lambda values: values["quantization"] != "none")
+    """Keep the frozen base weights of linear layers in 8 bits (LLM.int8) or 4 bits (NF4, as in QLoRA) while LoRA is
+    trained. Needs bitsandbytes. Checkpoints hold dequantized weights, with LoRA merged."""
     replay_known: int = setting(0, "result", minimum=0)
     """Known train rows, preferably from outside the variant, that are trained on after all others in the last epoch
     (KnownPatch, arXiv:2511.02626)."""
@@ -200,6 +207,16 @@ def _check_combinations(config: TrainConfig) -> None:
         )
     if config.lora_alpha is not None and not config.lora_rank:
         raise SettingsError(f"lora_alpha is {config.lora_alpha}, but lora_rank is 0, so there is no LoRA to scale")
+    if config.quantization != "none" and not config.lora_rank:
+        raise SettingsError(
+            f"quantization is {config.quantization}, but quantized weights cannot be trained; add --lora-rank, which "
+            "trains LoRA on top of them"
+        )
+    if config.quantization != "none" and config.zero_stage == 3:
+        raise SettingsError(
+            f"quantization {config.quantization} needs whole weights on every worker, but ZeRO stage 3 shards them; "
+            "give --zero-stage 0, 1 or 2"
+        )
     if config.min_workers is not None and config.min_workers > config.num_workers:
         raise SettingsError(
             f"min_workers is {config.min_workers}, more than num_workers, which is {config.num_workers}"

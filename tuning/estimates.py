@@ -20,6 +20,7 @@ from slick.errors import SettingsError, StudyError
 from slick.model_files import read_config, text_config
 from slick.models import resolve_model, resolve_study_model
 from slick.precision import dtype_bytes
+from slick.quantization import bytes_per_weight
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest, require_manifest
 from tuning.config import TrainConfig
@@ -264,7 +265,7 @@ def estimate_training_memory(
     shards = {first_stage: num_workers if stage >= first_stage else 1 for first_stage in (1, 2, 3)}
     # Stages 1 to 3 train a flat float32 copy of the weights; stage 0 keeps a copy only of bfloat16 weights.
     copy = 4 if stage or config.dtype == "bfloat16" else 0
-    weights = width * (trained + frozen) // shards[3]
+    weights = (width * trained + _frozen_bytes(shape, config, frozen)) // shards[3]
     gradients = width * trained // shards[2]
     optimizer = (8 + copy) * trained // shards[1]
     gathered = width * (BUCKET_SIZE + min(shape.parameters, MAX_LIVE_PARAMETERS)) if stage == 3 else 0
@@ -283,9 +284,18 @@ def estimate_training_memory(
         activations=activation_bytes(shape, config, config.micro_batch_size_per_worker(num_workers), tokens_per_row),
         teacher=teacher,
         offloaded=offloaded,
-        loading=0 if stage == 3 else width * shape.parameters,
+        loading=0 if stage == 3 else _frozen_bytes(shape, config, shape.parameters),
         saving=width * shape.parameters,
     )
+
+
+def _frozen_bytes(shape: ModelShape, config: TrainConfig, num_parameters: int) -> int:
+    """Bytes of weights that are not trained; with quantization, those of the linear layers of decoder blocks shrink."""
+    width = dtype_bytes(config.dtype)
+    if config.quantization == "none":
+        return width * num_parameters
+    quantized = shape.num_layers * (shape.attention + shape.feed_forward)
+    return round(quantized * bytes_per_weight(config.quantization, width)) + width * (num_parameters - quantized)
 
 
 def activation_bytes(shape: ModelShape, config: TrainConfig, num_rows: int, tokens_per_row: int) -> int:

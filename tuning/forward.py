@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from slick import compat
 from slick.inference.packed.attention import AttentionOptions, AttentionOverride
-from slick.inference.scoring import accepts_argument
+from slick.inference.scoring import accepts_argument, logit_tolerance
 from tuning.data import Example, IntArray, TokenBatch, pack_examples
 
 _LOG = logging.getLogger(__name__)
@@ -256,12 +256,10 @@ class ForwardRunner:
             self._model.train(was_training)
         if not num_layers:
             return "its layers do not use the attention interface"
-        return _logits_mismatch(packed_KV.float(), padded_KV.float(), packed_KV.dtype)
+        return _logits_mismatch(packed_KV.float(), padded_KV.float(), logit_tolerance(self._model))
 
 
-def _logits_mismatch(packed_KV: Tensor, padded_KV: Tensor, dtype: torch.dtype) -> str:
-    """A message if the mean difference exceeds what rounding explains; empty otherwise."""
+def _logits_mismatch(packed_KV: Tensor, padded_KV: Tensor, limit: float) -> str:
+    """A message if the mean difference exceeds the limit, in standard deviations of the logits; empty otherwise."""
     difference = float((packed_KV - padded_KV).abs().mean() / padded_KV.std(dim=1).mean().clamp(min=1e-30))
-    is_exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    limit = 2e-4 if is_exact else 0.15  # rounding to bfloat16 gives 0.05 on a model of 30 layers
     return "" if difference <= limit else f"its logits differ by {difference:.2g} standard deviations (limit {limit:g})"

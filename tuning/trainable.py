@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from slick import compat
 from slick.errors import ModelError, SettingsError, temporary_folder
 from slick.models import init_empty_model
+from slick.quantization import check_quantization, dequantized_weight, quantized_layers
 from slick.rng import derive_seed
 from slick.storage import Folder
 from slick.uris import public_name
 from tuning.config import TrainConfig
+from tuning.liger import check_liger_package
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,9 +64,12 @@ def check_trainable(model: str, config: TrainConfig) -> None:
     """Check, before any worker starts, that the model has the layers to be trained.
 
     Raises:
-        SettingsError: there is nothing to train, or the package peft is missing.
+        SettingsError: there is nothing to train, or a package is missing.
         ModelError: the model cannot be found, or has no layers of the chosen kind.
     """
+    check_quantization(model, config.quantization)
+    if config.liger:
+        check_liger_package()
     if (config.trainable, config.lora_rank, config.activation_checkpointing) == ("all", 0, False):
         return
     skeleton = init_empty_model(model, trust_remote_code=config.trust_remote_code)
@@ -185,7 +190,7 @@ def _lora_layers(model: "nn.Module") -> list[tuple[str, Any]]:
 
 
 def full_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
-    """All weights on the CPU, gathered from ZeRO partitions and with LoRA merged; called by all workers.
+    """All weights on the CPU, gathered from ZeRO partitions, dequantized and with LoRA merged; called by all workers.
 
     Args:
         model: the model.
@@ -194,17 +199,26 @@ def full_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
     weights: dict[str, Tensor] = {}
     lora = dict(_lora_layers(model))
     lora_prefixes = tuple(f"{name}." for name in lora)
+    quantized = quantized_layers(model)
+    dtype = getattr(model, "dtype", None)  # of the parameters that are not quantized
+
+    def dense(layer: str, part: str, parameter: "nn.Parameter") -> "Tensor":
+        if part == "weight" and layer in quantized:
+            return dequantized_weight(quantized[layer]).to(dtype)
+        return parameter.detach()
+
     for name, parameter in model.named_parameters():
         if not name.startswith(lora_prefixes):
             with _gather_zero3([parameter]):
                 if keep:
-                    weights[name] = parameter.detach().cpu().clone()
+                    weights[name] = dense(*name.rpartition(".")[::2], parameter).cpu().clone()
     for name, layer in lora.items():
         with _gather_zero3(list(layer.parameters())):
             if keep:
                 for part, parameter in layer.base_layer.named_parameters():
-                    update = layer.get_delta_weight(_ADAPTER_NAME) if part == "weight" else 0
-                    weights[f"{name}.{part}"] = (parameter.detach() + update).cpu().clone()
+                    weight = dense(f"{name}.base_layer", part, parameter)
+                    update = layer.get_delta_weight(_ADAPTER_NAME).to(weight.dtype) if part == "weight" else 0
+                    weights[f"{name}.{part}"] = (weight + update).cpu().clone()
     if keep:
         persistent = {key for key in model.state_dict() if ".lora_" not in key}
         weights |= {name: buffer.cpu().clone() for name, buffer in model.named_buffers() if name in persistent}
@@ -261,7 +275,8 @@ class CheckpointWriter:
         if not self._is_writer:
             return
         with temporary_folder("slick-checkpoint-") as part:
-            model.save_pretrained(part, state_dict=weights)  # type: ignore[operator]
+            with compat.without_quantization(model):
+                model.save_pretrained(part, state_dict=weights)  # type: ignore[operator]
             self._tokenizer.save_pretrained(part)
             if lora:
                 _save_lora(model, lora, Path(part, "lora"))

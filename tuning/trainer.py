@@ -27,6 +27,7 @@ from tuning.config import TrainConfig, learning_rate_at
 from tuning.data import Example, epoch_batches, micro_batches
 from tuning.deepspeed_config import deepspeed_config
 from tuning.forward import ForwardRunner, PreparedBatch
+from tuning.liger import apply_liger
 from tuning.state_tensors import load_tensors, save_tensors
 from tuning.trainable import disable_lora, prepare_model, trainable_parameters
 
@@ -102,6 +103,8 @@ class Trainer:
         is_sharded = config.zero_stage == 3 and not model.lower().endswith(".gguf")
         with compat.sharded_loading(settings) if is_sharded else nullcontext():
             loaded = self._load_model(model)
+        if config.liger:
+            apply_liger(loaded, context.device)
         self.dropouts = prepare_model(loaded, config)
         use_onednn_linears(loaded)
         self.engine: Any
@@ -127,6 +130,7 @@ class Trainer:
             self._context.device,
             trust_remote_code=config.trust_remote_code,
             attention=config.attention,
+            quantization=config.quantization,
         )
 
     def save(self, folder: str) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.worker import Mode
 from slick.errors import SettingsError
-from slick.inference.base import ENGINES, Capability, SamplingConfig, check_capability
+from slick.inference.base import ENGINES, Capability, EngineConfig, SamplingConfig, check_capability
 from slick.inference.selection import AUTO_ENGINE, EngineRequest
 from slick.matching import JUDGE, MATCHERS
 from slick.precision import Dtype
@@ -84,6 +84,9 @@ class AnnotateConfig:
     batches_per_file: int = setting(2, "cost", minimum=1)
     """Batches an actor answers before it writes a file, on the CPU: the most that is lost if it dies. On a GPU 8 times
     as many, which are answered together. Towards the end of a run, fewer."""
+    compile: bool = setting(False, when=lambda values: bool(values["compile"]))
+    """Compile the model's layers with torch.compile, which fuses their kernels; equal up to rounding. Takes each actor
+    a minute or more at its start. Only for the engine `transformers`."""
     min_actors: int = setting(1, "cost", minimum=1)
     """Minimum number of engines in the pool."""
     max_actors: int | None = setting(None, "cost")
@@ -140,6 +143,8 @@ class AnnotateConfig:
         }
         if self.mode == "labels":
             needed["early_exit"] = "--mode labels"
+        if self.compile:
+            needed["compile"] = "--compile"
         if self.gpus_per_actor is not None and self.gpus_per_actor > 1:
             needed["tensor_parallel"] = f"--gpus-per-actor {self.gpus_per_actor:g} (for more speed raise --max-actors)"
         return needed
@@ -156,6 +161,20 @@ class AnnotateConfig:
             needed=self.needed_capabilities,
             gpus_per_actor=self.gpus_per_actor,
             trust_remote_code=self.trust_remote_code,
+        )
+
+    def engine_config(self, model: str) -> EngineConfig:
+        """The configuration of the engines of this step, without what depends on the prompts.
+
+        Args:
+            model: a folder, a Hugging Face Hub id or a .gguf file.
+        """
+        return EngineConfig(
+            model=model,
+            dtype=self.dtype,
+            batch_questions=self.batch_questions,
+            trust_remote_code=self.trust_remote_code,
+            compile=self.compile,
         )
 
     def _check_prompts(self) -> None:

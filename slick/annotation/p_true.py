@@ -28,7 +28,7 @@ from slick.annotation.worker import AnswerSetSpec, WorkerConfig, annotate_missin
 from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.formatting import format_percent
-from slick.inference.base import ENGINES, PACKED_ENGINE, EngineConfig, SamplingConfig
+from slick.inference.base import ENGINES, PACKED_ENGINE, SamplingConfig
 from slick.inference.selection import AUTO_ENGINE, read_stored_engine
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
 from slick.settings import P_TRUE_IDENTITY, identity_settings
@@ -179,12 +179,7 @@ def _worker_config(folder: Folder, table: pa.Table, model: str, config: Annotate
     answer = SamplingConfig(num_samples=0, max_new_tokens=max(len(f" {choice}".encode()) for choice in P_TRUE_CHOICES))
     return WorkerConfig(
         engine=config.engine,
-        engine_config=EngineConfig(
-            model=model,
-            dtype=config.dtype,
-            batch_questions=config.batch_questions,
-            trust_remote_code=config.trust_remote_code,
-        ),
+        engine_config=config.engine_config(model),
         mode="full",
         matcher="exact",
         stores={P_TRUE_FOLDER: AnswerSetSpec(prefixes=prefixes, sampling=answer, kind=P_TRUE_FOLDER)},

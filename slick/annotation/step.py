@@ -53,7 +53,6 @@ from slick.cluster import detect_device, device_without_ray
 from slick.datasets import read_questions
 from slick.errors import DataError, SettingsError, StudyError
 from slick.formatting import format_percent
-from slick.inference.base import EngineConfig
 from slick.inference.selection import AUTO_ENGINE, choose_engine, describe_rule, read_stored_engine
 from slick.locks import exclusive_lock
 from slick.matching import JUDGE
@@ -361,12 +360,7 @@ def _worker_config(
         stores[REPEATS] = replace(stores[REPEATS], sampling=sampling, kind="answers")
     return WorkerConfig(
         engine=config.engine,
-        engine_config=EngineConfig(
-            model=model,
-            dtype=config.dtype,
-            batch_questions=config.batch_questions,
-            trust_remote_code=config.trust_remote_code,
-        ),
+        engine_config=config.engine_config(model),
         mode=config.mode,
         matcher="exact" if config.matcher == JUDGE else config.matcher,  # the judge follows when all answers are stored
         stores=stores,

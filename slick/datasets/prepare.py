@@ -64,6 +64,11 @@ class QuestionsConfig:
     """Share of the rows without a split in column or file name that is assigned to test, in [0, 1]."""
     limit_per_relation: int | None = setting(None, minimum=1)
     """Maximum number of questions of each relation and split; those with the smallest ids are kept. By default all."""
+    dev_limit_per_relation: int | None = setting(
+        None, when=lambda values: values["dev_limit_per_relation"] is not None, minimum=1
+    )
+    """Maximum number of dev questions of each relation, which provide exemplars and are evaluated after every epoch.
+    None: `limit_per_relation`."""
     audit: str | None = setting(None, "content")
     """EntityQuestions, to compare its counts with the paper's tables if `questions` is another set."""
 
@@ -116,7 +121,7 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
         return manifest
     checked = _validate(source, relations, config)
     filtered = apply_filter(checked.questions, config.filter)
-    kept = _limit_questions(filtered.kept, config.limit_per_relation)
+    kept = _limit_questions(filtered.kept, config)
     if not kept:
         raise DataError(
             f"question source {source.name} has no question left: {len(checked.questions):,} were read, and filter "
@@ -229,13 +234,18 @@ def _write_rejects(path: str, checked: ValidationResult) -> None:
         )
 
 
-def _limit_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    if limit is None:
+def _limit_questions(questions: Sequence[Question], config: QuestionsConfig) -> list[Question]:
+    dev_limit = config.dev_limit_per_relation or config.limit_per_relation
+    if config.limit_per_relation is None and dev_limit is None:
         return list(questions)
     groups: dict[tuple[str, str, str], list[Question]] = {}
     for question in sorted(questions, key=lambda q: q.question_id):
         groups.setdefault((question.relation, question.domain, question.split), []).append(question)
-    return [question for group in groups.values() for question in group[:limit]]
+    return [
+        question
+        for (_, _, split), group in groups.items()
+        for question in group[: dev_limit if split == "dev" else config.limit_per_relation]
+    ]
 
 
 def _audit_counts(

@@ -14,11 +14,12 @@ from slick.precision import Runtime
 from slick.registry import Registry
 from slick.settings import check_settings, setting
 
-Capability = Literal["answers", "early_exit", "gold", "log_probabilities", "tensor_parallel"]
+Capability = Literal["answers", "compile", "early_exit", "gold", "log_probabilities", "tensor_parallel"]
 """What an engine can do.
 
-`answers`: `Engine.generate`. `early_exit`: `generate` with targets skips samples that cannot change a category. `gold`:
-`Engine.score`. `log_probabilities`: `Engine.log_probabilities`. `tensor_parallel`: one engine on several GPUs.
+`answers`: `Engine.generate`. `compile`: compiled layers. `early_exit`: `generate` with targets skips samples that
+cannot change a category. `gold`: `Engine.score`. `log_probabilities`: `Engine.log_probabilities`. `tensor_parallel`:
+one engine on several GPUs.
 """
 
 PACKED_ENGINE = "transformers"
@@ -140,6 +141,8 @@ class EngineConfig:
     prefixes: tuple[str, ...] = ()
     """Prefixes of the prompts to come, for checking that the tokenizer preserves them."""
     trust_remote_code: bool = False
+    compile: bool = False
+    """Compile the decoder layers. Capability `compile`."""
 
 
 class Engine:

@@ -6,7 +6,7 @@ The transformers engine is `slick.inference.packed`; the other one is in `slick.
 from slick.inference.base import Engine, EngineConfig, register_engine
 
 
-@register_engine("transformers", capabilities=("answers", "early_exit", "gold", "log_probabilities"))
+@register_engine("transformers", capabilities=("answers", "compile", "early_exit", "gold", "log_probabilities"))
 def load_transformers_engine(config: EngineConfig) -> Engine:
     """Load a model onto the device of this process.
 
@@ -22,7 +22,8 @@ def load_transformers_engine(config: EngineConfig) -> Engine:
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust, prefixes=config.prefixes)
     model = load_model(config.model, config.dtype, prepare_device(config.num_gpus), trust_remote_code=trust)
     prepack_linears(model)
-    return TransformersEngine(model, tokenizer, batch_questions=None if config.num_gpus else config.batch_questions)
+    batch_questions = None if config.num_gpus else config.batch_questions
+    return TransformersEngine(model, tokenizer, batch_questions=batch_questions, compiled=config.compile)
 
 
 @register_engine("vllm", capabilities=("answers", "early_exit", "gold", "log_probabilities", "tensor_parallel"))

@@ -34,6 +34,7 @@ from tests.gpu.roofline import PEAKS, Roofline, synchronize
 from tests.gpu.schedule import Unavailable, write_result
 
 MODES = ("full", "labels", "gold")
+COMPILED = ", compiled"
 PEERS = ("generate", "batched", "continuous")
 _NUM_QUESTIONS = {"cuda": 24_576, "cpu": 50}
 _FIRST_UNIT, _LARGEST_UNIT = 8, 512
@@ -161,7 +162,7 @@ def measure_annotation(settings: Settings, seconds: float, *, engine: str, size:
     Args:
         settings: the device.
         seconds: measuring time.
-        engine: one of `MODES`, `PEERS`, `vllm`, `host-full` and `host-labels`.
+        engine: one of `MODES`, also with `COMPILED` after it, `PEERS`, `vllm`, `host-full` and `host-labels`.
         size: one of `tests.gpu.models.SIZES`.
     """
     import torch
@@ -181,8 +182,9 @@ def measure_annotation(settings: Settings, seconds: float, *, engine: str, size:
     )
     meter = Meter(Roofline(model, _peak(settings), _mean_length(work, tokenizer)))
     own_engine = None
-    if engine in MODES:
-        answer, own_engine = slick_answer(settings, model, tokenizer, engine)
+    mode = engine.removesuffix(COMPILED)
+    if mode in MODES:
+        answer, own_engine = slick_answer(settings, model, tokenizer, mode, compiled=engine != mode)
     else:
         answer = peer_answer(settings, model, tokenizer, engine)
         if engine == "generate":
@@ -240,13 +242,15 @@ def measure_shared(settings: Settings, limit: float, *, engine: str, size: str, 
     return {"seconds": seconds, **total, **peaks}
 
 
-def slick_answer(settings: Settings, model: Any, tokenizer: Any, mode: str) -> tuple[Answer, Any]:
+def slick_answer(
+    settings: Settings, model: Any, tokenizer: Any, mode: str, *, compiled: bool = False
+) -> tuple[Answer, Any]:
     """Answer questions with slick's engine, as annotation does."""
     from slick.inference.packed.cpu_linear import prepack_linears
     from slick.inference.packed.engine import TransformersEngine
 
     prepack_linears(model)
-    engine = TransformersEngine(model, tokenizer)
+    engine = TransformersEngine(model, tokenizer, compiled=compiled)
 
     def answer(questions: dict[str, Any]) -> tuple[int, int]:
         before = engine.stats.answer_tokens

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from slick.cluster import LOCAL_CLUSTER_ENV
+from tests.gpu.annotation import COMPILED
 from tests.gpu.models import SIZES, Settings
 from tests.gpu.schedule import UNAVAILABLE, Results, RunError, Step, Unavailable, run_steps, write_result
 from tests.gpu.tables import format_tables
@@ -65,6 +66,7 @@ def make_steps(num_gpus: int) -> list[Step]:
 
 def _annotation_steps() -> list[Step]:
     engines = {"full": 45, "labels": 45, "gold": 45, "generate": 45, "continuous": 60, "vllm": 150, "batched": 45}
+    engines |= dict.fromkeys((f"full{COMPILED}", f"labels{COMPILED}"), 100)
     steps = [_annotation_step(engine, SIZES[0], seconds) for engine, seconds in engines.items()]
     for engine in ("full", "labels"):
         options = {"run": "measure_shared", "engine": engine, "size": SIZES[0], "processes": _PROCESSES}

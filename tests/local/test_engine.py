@@ -69,7 +69,7 @@ def test_greedy_answers_equal_generate(name: str) -> None:
         assert answer.sampled_text == ()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "bloom", "mamba"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mamba", pytest.param("bloom", marks=pytest.mark.slow)])
 def test_batched_samples_equal_single_answers(name: str) -> None:
     model = tiny_model(name, spread=0.2)
     engine = TransformersEngine(model, tiny_tokenizer(), batch_questions=3)

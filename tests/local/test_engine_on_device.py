@@ -17,10 +17,17 @@ from tests.local.engine_results import BATCH, SAMPLING, all_results, texts
 from tests.local.simulated_device import SimulatedDevice, print_cases, put_on_device, run_cases_in_subprocess
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 
-QUICK_MODELS = ("llama float32", "llama bfloat16", "gemma3_text float32", "gpt2 float32", "mamba float32")
+COMPILED = "llama float32 compiled"
+"""torch.compile does not trace while the device is simulated; `test_compiled` compares compiled layers on the CPU."""
+QUICK_MODELS = ("llama float32", "llama bfloat16", "gemma3_text float32")
 SLOW_MODELS = tuple(
     model
-    for model in (*(f"{name} float32" for name in (*CONFIGS, *UNPACKED)), "gemma3_text bfloat16", "gpt2 bfloat16")
+    for model in (
+        *(f"{name} float32" for name in (*CONFIGS, *UNPACKED)),
+        "gemma3_text bfloat16",
+        "gpt2 bfloat16",
+        COMPILED,
+    )
     if model not in QUICK_MODELS
 )
 QUICK = (*QUICK_MODELS, "two actors")
@@ -38,7 +45,7 @@ def run_cases(cases: tuple[str, ...]) -> dict[str, Any]:
 )
 def test_results_on_a_device_equal_those_on_the_cpu(model: str) -> None:
     result = run_cases(QUICK if model in QUICK_MODELS else SLOW)[model]
-    name, dtype = model.split()
+    name, dtype, *_ = model.split()
     assert result["uses_packing"] == result["uses_packing_on_cpu"] == (name in CONFIGS)
     cpu, device = result["cpu"], result["device"]
     assert len(cpu["full"]) == 36
@@ -104,7 +111,7 @@ def run_case(case: str) -> dict[str, Any]:
 
 def run_model(case: str) -> dict[str, Any]:
     """Results of a model on the CPU and on the device, with the number of reads by the host."""
-    name, dtype = case.split()
+    name, dtype, *compiled = case.split()
     model, tokenizer = tiny_model(name, spread=0.2, dtype=dtype), tiny_tokenizer()
     on_cpu = TransformersEngine(model, tokenizer)
     result: dict[str, Any] = {"uses_packing_on_cpu": on_cpu.uses_packing, "cpu": all_results(on_cpu)}
@@ -115,7 +122,7 @@ def run_model(case: str) -> dict[str, Any]:
     with device.activated():
         with torch.inference_mode():
             put_on_device(model)
-        engine = TransformersEngine(model, tokenizer)
+        engine = TransformersEngine(model, tokenizer, compiled=bool(compiled))
         device.reads.clear()
         num_tokens.clear()
         result |= {"device": all_results(engine), "uses_packing": engine.uses_packing}

@@ -326,6 +326,7 @@ def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) ->
         assert text == row["text"], row
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_training_is_equal_alone_and_in_a_list(finished: tuple[Folder, Manifest], tmp_path: Path) -> None:
     alone, listed = finished[0], write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
@@ -424,6 +425,7 @@ def test_user_errors_are_reported_and_not_retried(tmp_path: Path) -> None:
     assert not study.child("runs", "known-seed0").exists("manifest.json")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_full_disk_ends_a_training_which_resumes_with_free_space(
     small_disk: SmallDisk, capfd: pytest.CaptureFixture[str]

@@ -165,6 +165,7 @@ def test_labels_are_unchanged_by_p_true(scored_study: Folder, labelled: Folder) 
     assert {name: p_true.read_bytes(name) for name in p_true.names()} == written
 
 
+@pytest.mark.slow
 def test_labels_and_p_true_in_one_run(scored_study: Folder, labelled: Folder, tmp_path: Path) -> None:
     study = copy_study(tmp_path, labelled)
     study.child("annotate").delete()

@@ -153,6 +153,7 @@ def test_interrupted_run_resumes(
     assert "60 questions (1 more set aside)" in out
 
 
+@pytest.mark.slow
 def test_labels_mode_and_gold_estimator_set_aside_the_same(
     annotated_study: Folder, config: AnnotateConfig, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_labels_mode_and_gold_estimator_set_aside_the_same(
     assert read_counts(gold)["set_aside"] == {"gold": {TOO_LONG: {"P1": {"train": 1}}}}
 
 
+@pytest.mark.slow
 def test_repeats_controls_and_rescoring_omit_the_long_question(
     config: AnnotateConfig, annotated_study: Folder, tmp_path: Path
 ) -> None:

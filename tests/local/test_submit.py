@@ -109,6 +109,7 @@ def test_user_error_exits_with_2_and_one_message(cluster: HeadCluster, tmp_path:
     assert lines[2].startswith("  slick: ")
 
 
+@pytest.mark.slow
 def test_graded_sheet_is_uploaded_for_the_report(cluster: HeadCluster, tmp_path: Path) -> None:
     questions = [
         AnsweredQuestion(question_id=f"q{i}", gold=("Oslo",), greedy=("=Rome", "Oslo City"), sampled=(("Rome",),) * 2)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from slick import compat
-from slick.errors import SettingsError, SlickError
+from slick.errors import ModelError, SettingsError, SlickError
 from slick.storage import Folder
 from tests.local.cli import ROOT
 from tests.local.tiny import tiny_model, tiny_tokenizer
@@ -21,7 +21,9 @@ from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
 from tuning.data import Example, QuestionRow
 from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows
+from tuning.liger import apply_liger
 from tuning.runs import RunPlan, plan_runs
+from tuning.trainable import check_trainable
 from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
 
@@ -128,6 +130,35 @@ def test_attention_kernel_reaches_the_model_and_an_unknown_one_is_refused(tmp_pa
     assert load_model(str(tmp_path), attention="eager").config._attn_implementation == "eager"
     with pytest.raises(SlickError, match="no-such-kernel"):
         load_model(str(tmp_path), attention="no-such-kernel")
+
+
+def test_liger_needs_its_package_and_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    config = TrainConfig(liger=True)
+    assert "liger" not in config.identity()
+    monkeypatch.setattr("tuning.liger.find_spec", lambda name: None)
+    with pytest.raises(
+        SettingsError, match=r"--liger needs the package liger-kernel: pip install 'slick-knowledge\[li"
+    ):
+        check_trainable(str(tmp_path), config)
+    monkeypatch.setattr("tuning.liger.find_spec", lambda name: name)
+    with pytest.raises(SettingsError, match="kernels for GPUs only, and this training runs on the CPU"):
+        apply_liger(tiny_model("llama"), "cpu")
+    monkeypatch.setattr(compat, "apply_liger_kernels", lambda model: False)
+    with pytest.raises(ModelError, match="the installed liger-kernel has no kernels for LlamaForCausalLM"):
+        apply_liger(tiny_model("llama"), "cuda")
+
+
+def test_liger_replaces_norms_and_feed_forward_blocks() -> None:
+    """The kernels themselves run on GPUs only."""
+    pytest.importorskip("liger_kernel.transformers", reason="liger-kernel or triton is not installed")
+    model = tiny_model("llama")
+    forward = type(model).forward
+    assert compat.apply_liger_kernels(model)
+    for module in (model.model.norm, model.model.layers[0].mlp, model.model.layers[2].input_layernorm):
+        assert "liger" in module.forward.__func__.__module__
+    assert type(model).forward is forward, "the loss stays slick's own"
+    assert not compat.apply_liger_kernels(tiny_model("gpt2"))
 
 
 def train_with_options(path: Path) -> None:

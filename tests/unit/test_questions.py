@@ -256,6 +256,12 @@ def test_limit_keeps_the_smallest_ids_of_each_relation_and_split(tmp_path):
         expected.setdefault(row["split"], []).append(row)
     assert read_questions(limited).to_pylist() == [row for split in sorted(expected) for row in expected[split][:2]]
     assert manifest.counts["over_limit"] == 3
+    _, few_dev = prepare(tmp_path, GOOD_ROWS, "fewer", limit_per_relation=2, dev_limit_per_relation=1)
+    splits = read_questions(few_dev)["split"].to_pylist()
+    assert {split: splits.count(split) for split in splits} == {"train": 2, "dev": 1, "test": 2}
+    _, few_dev = prepare(tmp_path, GOOD_ROWS, "others", dev_limit_per_relation=1)
+    splits = read_questions(few_dev)["split"].to_pylist()
+    assert {split: splits.count(split) for split in splits} == {"train": 3, "dev": 1, "test": 3}
 
 
 def test_finished_step_is_not_repeated_nor_overwritten(tmp_path):
@@ -294,6 +300,7 @@ def test_audit_source_must_have_all_relations(tmp_path):
         ({"dev_share": 20}, "a share in"),
         ({"dev_share": 0.6, "test_share": 0.6}, "add up to 1.2"),
         ({"limit_per_relation": 0}, "limit_per_relation must be 1 or more"),
+        ({"dev_limit_per_relation": 0}, "dev_limit_per_relation must be 1 or more"),
         ({"filter": "papr"}, "filter is one of paper, strict, none, got 'papr'"),
         ({"questions": "a.jsonl", "rejects": "a.jsonl"}, "would overwrite the input a.jsonl"),
     ],

@@ -355,6 +355,7 @@ def test_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+@pytest.mark.slow
 def test_report_of_other_code_is_rebuilt_and_keeps_other_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from slick import compat
 
-ATTENTION_NAME = "slick_own"
+ATTENTION_NAME, UNTRACED_NAME = "slick_own", "slick_own_untraced"
+"""Names of this attention in transformers; the second is for compiled layers."""
 
 LayerKeyValues = tuple[Tensor, Tensor]
 """Keys and values of one layer."""
@@ -89,7 +90,12 @@ class AttentionOverride:
     def __init__(self, model: nn.Module) -> None:
         from transformers import AttentionInterface
 
-        AttentionInterface.register(ATTENTION_NAME, _attention_forward)
+        self._name = ATTENTION_NAME
+        function = _attention_forward
+        if compat.has_compiled_modules(model):
+            # The compiler must not specialize on caches and row numbers, which change with each batch.
+            self._name, function = UNTRACED_NAME, torch.compiler.disable(_attention_forward)  # type: ignore[no-untyped-call]
+        AttentionInterface.register(self._name, function)
         self._configs = compat.attention_configs(model)
 
     @contextmanager
@@ -98,7 +104,7 @@ class AttentionOverride:
         keys = [id(config) for config in self._configs]
         try:
             _ACTIVE_BACKENDS.update(dict.fromkeys(keys, backend))
-            with compat.attention_override(self._configs, ATTENTION_NAME):
+            with compat.attention_override(self._configs, self._name):
                 yield
         finally:
             for key in keys:

@@ -46,15 +46,19 @@ class TransformersEngine(Engine):
     it does not, the engine logs a warning and feeds whole sequences, which is slower.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, batch_questions: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, batch_questions: int | None = None, compiled: bool = False
+    ) -> None:
         """Check the model.
 
         Args:
             model: on its device, and in eval mode when it answers.
             tokenizer: its tokenizer.
             batch_questions: questions decoded together; None for 32 on the CPU, and on a GPU for as many as fit.
+            compiled: compile the decoder layers; see `slick.inference.packed.compiled`.
 
         Raises:
+            EngineError: the layers cannot be compiled, or give other logits then.
             ModelError: the tokenizer has tokens without an embedding, or no token with a newline.
         """
         self._model = model
@@ -63,7 +67,7 @@ class TransformersEngine(Engine):
         self._context = max_positions(config.get_text_config()) or UNLIMITED_POSITIONS
         check_token_ids(tokenizer, int(config.get_text_config().vocab_size), getattr(tokenizer, "name_or_path", ""))
         self._tokenizer = PromptTokenizer(model, tokenizer)
-        self._decoders = DecoderSelector(model)
+        self._decoders = DecoderSelector(model, compiled=compiled)
         self.runtime = model_runtime(
             model,
             next(model.parameters()).device,

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slick import compat
+from slick.errors import EngineError
+from slick.inference.packed.compiled import compile_layers
 from slick.inference.packed.decoder import PackedDecoder
 from slick.inference.packed.sampler import Candidates, IntArray, concatenate_candidates
-from slick.inference.scoring import accepts_argument, token_log_probabilities, top_candidates
+from slick.inference.scoring import accepts_argument, logit_tolerance, token_log_probabilities, top_candidates
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,36 +96,44 @@ class FullForwardDecoder:
         return logits
 
 
-def find_logit_mismatch(packed: PackedDecoder, full: FullForwardDecoder, vocab_size: int, dtype: torch.dtype) -> str:
-    """Feed a few short prompts and answers to both decoders; the difference as text, empty if the logits agree."""
-    ids = [(7 * i + 3) % vocab_size for i in range(24)]
-    tails = [ids[5:8], [ids[5], *ids[8:11]], [*ids[5:9], ids[2]], ids[5:7], ids[3:7]]
-    prompts = [[ids[:5] + tail for tail in tails], [ids[10:18] + tail for tail in tails]]
-    parents, tokens = np.array([0, 0, 1, 4, 5, 5, 7, 9]), np.array(ids[11:19])
+def find_logit_mismatch(packed: PackedDecoder, full: FullForwardDecoder, vocab_size: int, limit: float) -> str:
+    """Feed a few short prompts and answers to both decoders; the difference as text, empty if the logits agree.
+
+    Args:
+        packed: decoder of packed batches.
+        full: decoder of whole sequences of the same model.
+        vocab_size: rows of the embedding matrix.
+        limit: largest mean difference, in standard deviations of the logits; see `logit_tolerance`.
+    """
     try:
-        logits = _run_three_steps(packed, prompts, parents, tokens, vocab_size)
+        logits = _logits_of_three_steps(packed, vocab_size)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         return f"it fails on a packed batch ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     if not packed.num_layers:
         return "its layers do not use the attention interface of transformers"
-    expected = _run_three_steps(full, prompts, parents, tokens, vocab_size)
-    errors = [np.abs(a - b).mean() / max(b.std(axis=1).mean(), 1e-30) for a, b in zip(logits, expected, strict=True)]
-    error_share = float(max(errors))
-    exact = dtype in (torch.float32, torch.float64) and torch.get_float32_matmul_precision() == "highest"
-    limit = 2e-4 if exact else 0.15  # bfloat16 rounding alone gives 0.05 for a model of 30 layers
+    error_share = _max_difference(logits, _logits_of_three_steps(full, vocab_size))
     if error_share <= limit:
         return ""
     return f"its logits differ by {error_share:.2g} of their standard deviation, more than {limit:g}"
 
 
-def _run_three_steps(
-    decoder: PackedDecoder | FullForwardDecoder,
-    prompts: list[list[list[int]]],
-    parents: IntArray,
-    tokens: IntArray,
-    num: int,
-) -> list[NDArray[np.float32]]:
-    """Logits after the prompts, and after one and two tokens of branching answers."""
+def _max_difference(logits: list[NDArray[np.float32]], expected: list[NDArray[np.float32]]) -> float:
+    """The largest mean difference of any step, in standard deviations of the expected logits."""
+    errors = [np.abs(a - b).mean() / max(b.std(axis=1).mean(), 1e-30) for a, b in zip(logits, expected, strict=True)]
+    return float(max(errors))
+
+
+def _logits_of_three_steps(decoder: PackedDecoder | FullForwardDecoder, num: int) -> list[NDArray[np.float32]]:
+    """Logits after a few short prompts, and after one and two tokens of branching answers.
+
+    Args:
+        decoder: any decoder.
+        num: rows of the embedding matrix.
+    """
+    ids = [(7 * i + 3) % num for i in range(24)]
+    tails = [ids[5:8], [ids[5], *ids[8:11]], [*ids[5:9], ids[2]], ids[5:7], ids[3:7]]
+    prompts = [[ids[:5] + tail for tail in tails], [ids[10:18] + tail for tail in tails]]
+    parents, tokens = np.array([0, 0, 1, 4, 5, 5, 7, 9]), np.array(ids[11:19])
     num_roots = sum(map(len, prompts))
     first = decoder.start([group[0][:4] for group in prompts], prompts, num_candidates=num)
     second = decoder.feed(parents, tokens)
@@ -141,12 +151,22 @@ def _order_by_token_id(candidates: Candidates) -> NDArray[np.float32]:
 class DecoderSelector:
     """Chooses between the packed decoder and whole sequences."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Test with a few short forward passes whether the model supports packed batches; log a warning if not."""
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
+        """Test with a few short forward passes whether the model supports packed batches; log a warning if not.
+
+        Args:
+            model: in eval or training mode.
+            compiled: compile the decoder layers for packed batches.
+
+        Raises:
+            EngineError: the layers cannot be compiled, or give other logits then.
+        """
         self._model = model
         self._window, self._warned = _NO_WINDOW, False
         self._full = FullForwardDecoder(model)
         self._packed = self._verify_packed()
+        if compiled:
+            self._packed = self._compile()
 
     @property
     def uses_packing(self) -> bool:
@@ -183,15 +203,39 @@ class DecoderSelector:
             was_training = model.training
             model.eval()
             with torch.inference_mode():
-                problem = find_logit_mismatch(
-                    packed, self._full, int(config.vocab_size), next(model.parameters()).dtype
-                )
+                problem = find_logit_mismatch(packed, self._full, int(config.vocab_size), logit_tolerance(model))
             model.train(was_training)
         if problem:
             name = type(model).__name__
             _LOG.warning("%s is fed whole sequences, which gives the same answers, but more slowly: %s", name, problem)
             return None
         self._window = _implicit_window(config, packed.windows)
+        return PackedDecoder(model)
+
+    def _compile(self) -> PackedDecoder:
+        """The packed decoder with compiled layers, after a comparison of logits with the layers as they were."""
+        model: Any = self._model
+        name = type(model).__name__
+        if self._packed is None:
+            raise EngineError(f"--compile is for packed batches, which {name} does not support; leave it out")
+        vocab_size, limit = int(model.config.get_text_config().vocab_size), logit_tolerance(model)
+        with torch.inference_mode():
+            expected = _logits_of_three_steps(self._packed, vocab_size)
+            compile_layers(model)
+            decoder = PackedDecoder(model)
+            try:
+                logits = _logits_of_three_steps(decoder, vocab_size)
+            except Exception as error:  # what torch.compile raises depends on its backend
+                raise EngineError(
+                    f"--compile: torch.compile fails on {name} ({type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:300]}); install a C++ compiler, or leave it out"
+                ) from error
+        difference = _max_difference(logits, expected)
+        if difference > limit:
+            raise EngineError(
+                f"--compile: compiled layers of {name} give logits that differ by {difference:.2g} of their standard "
+                f"deviation, more than {limit:g}; leave it out"
+            )
         return PackedDecoder(model)
 
 
