@@ -274,8 +274,7 @@ def test_simulated_rates_are_complete_with_few_false_positives() -> None:
     rates = finding_rates()
     assert set(rates) == {name for name in ALL_FINDINGS if name != "E1"}
     for name, rows in rates.items():
-        numbers = [1200] if name == "E20" else [1200, 10481]  # the bootstrap of E20 is slow at the paper's size
-        assert [row["questions"] for row in rows] == numbers, name
+        assert [row["questions"] for row in rows] == [1200, 10481], name
         assert all(row["false_alarm"] <= 0.05 for row in rows), name
         assert all(0 <= row["power"] <= 1 for row in rows), name
 
