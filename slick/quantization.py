@@ -5,6 +5,7 @@ layers of the decoder blocks are quantized while the weights are read; embedding
 Checkpoints hold the dequantized weights.
 """
 
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,6 +71,7 @@ def loading_arguments(quantization: Quantization, dtype: Any, device: str) -> di
     """
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it repeats how it rounds activations
     if quantization == "8bit":
         config = BitsAndBytesConfig(load_in_8bit=True)
     else:

@@ -5,6 +5,7 @@ uploaded while training continues.
 """
 
 import copy
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -140,6 +141,8 @@ def _add_lora(model: "nn.Module", config: TrainConfig) -> None:
 
 
 def _import_peft() -> Any:
+    # bitsandbytes, which peft imports, advises to install a package that downloads kernels, and repeats how it rounds.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:

@@ -21,7 +21,8 @@ def load_transformers_engine(config: EngineConfig) -> Engine:
     trust = config.trust_remote_code
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust, prefixes=config.prefixes)
     model = load_model(config.model, config.dtype, prepare_device(config.num_gpus), trust_remote_code=trust)
-    prepack_linears(model)
+    if not config.compile:  # the compiler packs weights itself, and cannot compile packed layers
+        prepack_linears(model)
     batch_questions = None if config.num_gpus else config.batch_questions
     return TransformersEngine(model, tokenizer, batch_questions=batch_questions, compiled=config.compile)
 

@@ -359,6 +359,7 @@ def run_method(arguments: argparse.Namespace) -> dict[str, float]:
         offload=arguments.offload,
         activation_checkpointing=arguments.activation_checkpointing,
         lora_rank=arguments.lora_rank,
+        quantization=getattr(arguments, "quantization", "none"),
     )
     tokenizer = load_tokenizer(arguments.model)
     rows = [
@@ -384,7 +385,18 @@ def run_method(arguments: argparse.Namespace) -> dict[str, float]:
 
 def start_process(arguments: argparse.Namespace, rows: str, **changed: Any) -> "subprocess.Popen[str]":
     settings = {**vars(arguments), **changed}
-    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "lora_rank", "method", "rank")
+    names = (
+        "model",
+        "batch_size",
+        "dtype",
+        "zero_stage",
+        "num_workers",
+        "offload",
+        "lora_rank",
+        "quantization",
+        "method",
+        "rank",
+    )
     names += ("port", "epochs")
     command = [sys.executable, "-m", "tests.benchmarks.training", "--questions", "-", "--rows", rows]
     for name in names:
@@ -469,6 +481,7 @@ def main() -> None:
     parser.add_argument("--activation-checkpointing", action="store_true")
     for name, default in (("method", ""), ("rows", ""), ("offload", "none"), ("port", "29511")):
         parser.add_argument(f"--{name}", default=default, help=argparse.SUPPRESS)
+    parser.add_argument("--quantization", choices=("none", "8bit", "4bit"), default="none")
     for name in ("zero-stage", "lora-rank", "rank"):
         parser.add_argument(f"--{name}", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

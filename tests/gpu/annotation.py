@@ -249,7 +249,8 @@ def slick_answer(
     from slick.inference.packed.cpu_linear import prepack_linears
     from slick.inference.packed.engine import TransformersEngine
 
-    prepack_linears(model)
+    if not compiled:
+        prepack_linears(model)
     engine = TransformersEngine(model, tokenizer, compiled=compiled)
 
     def answer(questions: dict[str, Any]) -> tuple[int, int]:

@@ -105,6 +105,9 @@ def _training_step(method: str, size: str, gpus: int, **options: Any) -> Step:
     if options.get("lora_rank"):
         packages = [*packages, "peft"]
         text += f" LoRA {options['lora_rank']}"
+    if options.get("quantization", "none") != "none":
+        packages = [*packages, "bitsandbytes"]
+        text += f" {options['quantization']}"
     return Step(
         name=f"{text}, {gpus} GPU{'s' if gpus > 1 else ''}",
         seconds=75 if options.get("offload", "none") != "none" or size != SIZES[0] else 45,
@@ -119,7 +122,9 @@ def _large_model_steps() -> list[Step]:
     for size in SIZES[1:]:
         steps += [_annotation_step(engine, size, 60) for engine in (*("full", "labels", "gold"), "generate")]
     steps += [_training_step(method, SIZES[1], 1) for method in ("bare", "slick")]
-    steps.append(_training_step("slick", SIZES[2], 1, lora_rank=16))
+    steps += [
+        _training_step("slick", SIZES[2], 1, lora_rank=16, quantization=kind) for kind in ("none", "4bit", "8bit")
+    ]
     return steps
 
 

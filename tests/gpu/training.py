@@ -26,6 +26,7 @@ def measure_training(
     zero_stage: int = 0,
     offload: str = "none",
     lora_rank: int = 0,
+    quantization: str = "none",
 ) -> dict[str, Any]:
     """Tokens per second of all workers, and the peak memory of the worker that needs the most.
 
@@ -37,6 +38,7 @@ def measure_training(
         zero_stage: as in `TrainConfig`.
         offload: as in `TrainConfig`.
         lora_rank: as in `TrainConfig`.
+        quantization: as in `TrainConfig`.
     """
     from slick.models import load_tokenizer
     from tests.benchmarks.training import start_process, wait_for_result
@@ -51,7 +53,7 @@ def measure_training(
     path = Path(settings.folder, "rows.json")
     path.write_text(json.dumps(rows), encoding="utf-8")
     options = {"batch_size": batch_rows, "dtype": settings.dtype, "num_workers": gpus, "zero_stage": zero_stage}
-    options |= {"offload": offload, "lora_rank": lora_rank}
+    options |= {"offload": offload, "lora_rank": lora_rank, "quantization": quantization}
     arguments = argparse.Namespace(model=folder, method=method, activation_checkpointing=False, epochs=1, **options)
     workers = [start_process(arguments, str(path), rank=rank, port=str(_PORT)) for rank in range(gpus)]
     results = [wait_for_result(worker) for worker in workers]

@@ -1,5 +1,7 @@
 """Compiled decoder layers give the answers of the layers as they are."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from torch import nn
 
 from slick.errors import EngineError
+from slick.inference.base import ENGINES, PACKED_ENGINE, EngineConfig
 from slick.inference.packed.compiled import compile_layers, decoder_layers
 from slick.inference.packed.engine import TransformersEngine
 from tests.local.engine_results import all_results
@@ -15,13 +18,15 @@ from tests.local.tiny import tiny_model, tiny_tokenizer
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
-def test_answers_of_compiled_layers_are_the_same(name: str) -> None:
+def test_answers_of_compiled_layers_are_the_same(name: str, tmp_path: Path) -> None:
     from torch._dynamo.utils import counters
 
-    model, tokenizer = tiny_model(name, spread=0.2), tiny_tokenizer()
-    expected = all_results(TransformersEngine(model, tokenizer))
+    tiny_model(name, spread=0.2).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    spec, config = ENGINES.get(PACKED_ENGINE), EngineConfig(model=str(tmp_path))
+    expected = all_results(spec.load(config))
     counters.clear()
-    engine = TransformersEngine(model, tokenizer, compiled=True)
+    engine = spec.load(replace(config, compile=True))
     num_graphs = counters["stats"]["unique_graphs"]
     results = all_results(engine)
     assert num_graphs > 0
