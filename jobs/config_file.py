@@ -262,8 +262,9 @@ def study_settings(file: ConfigFile, given: frozenset[str] = frozenset()) -> dic
             if values.get(path) == questions:
                 del values[path]
     if is_resolved:
-        if "sweep.grid.seeds" in values:
-            values["sweep.grid.seeds"] = tuple(number - seed for number in values["sweep.grid.seeds"])
+        for path in ("sweep.grid.seeds", "sweep.grid.further_seeds"):
+            if path in values:
+                values[path] = tuple(number - seed for number in values[path])
         _drop_derived_settings(values)
     if "experiments" in given:
         values.pop("sweep.grid.variants", None)

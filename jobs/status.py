@@ -237,7 +237,7 @@ def _planned_statuses(study: Folder) -> list[RunStatus]:
     planned = {
         f"{variant}-seed{seed}": PlannedRun(variant=variant, seed=seed, epochs=max(grid.epochs, default=0))
         for variant in grid.variants
-        for seed in grid.seeds
+        for seed in (*grid.seeds, *(grid.further_seeds if variant in grid.further_seed_variants else ()))
     }
     return read_run_statuses(study, planned, read_driver_status(study.child("sweep")))
 

@@ -83,7 +83,11 @@ def resolve(config: StudyConfig, *, needs_model: bool = True) -> StudyConfig:
         _check_model(config)
     config = resolve_experiments(config)
     seed, prepare, grid = config.seed, config.prepare, config.sweep.grid
-    grid = replace(grid, seeds=tuple(seed + offset for offset in grid.seeds))
+    grid = replace(
+        grid,
+        seeds=tuple(seed + offset for offset in grid.seeds),
+        further_seeds=tuple(seed + offset for offset in grid.further_seeds),
+    )
     return replace(
         config,
         world=replace(config.world, seed=seed, questions=config.questions or config.world.questions),

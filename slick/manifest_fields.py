@@ -156,6 +156,8 @@ class StoredGrid:
 
     variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    further_seeds: tuple[int, ...] = ()
+    further_seed_variants: tuple[str, ...] = ()
     epochs: tuple[int, ...] = ()
 
 

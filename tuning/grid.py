@@ -19,6 +19,10 @@ from tuning.config import TrainConfig
 from tuning.policies import Policy, parse_policy
 
 
+def _has_further_seeds(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("further_seeds"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridConfig:
     """The axes of a sweep; their order is the order of trajectories and points."""
@@ -27,6 +31,12 @@ class GridConfig:
     """Names of fine-tuning sets in the study's variants/ folder."""
     seeds: tuple[int, ...] = setting((0,), "seed", minimum=0)
     """Seeds of the trainings: row order, dropout."""
+    further_seeds: tuple[int, ...] = setting((), "seed", when=_has_further_seeds, minimum=0)
+    """Seeds of further trainings, at the base settings, of `further_seed_variants` only."""
+    further_seed_variants: tuple[str, ...] = setting(
+        ("unknown-000", "unknown-050", "unknown-100"), "seed", when=_has_further_seeds
+    )
+    """Variants that are also trained with `further_seeds`; of those that the grid lacks, none is trained."""
     epochs: tuple[int, ...] = setting((50,), minimum=1)
     """Epoch budgets."""
     policies: tuple[str, ...] = ("fixed", "best_dev")
@@ -48,6 +58,11 @@ class GridConfig:
                     f"the grid names {', '.join(duplicates)} more than once among its {name}; name each once"
                 )
         check_settings(self)
+        repeated = sorted(set(self.seeds) & set(self.further_seeds))
+        if repeated:
+            raise SettingsError(
+                f"further_seeds names {', '.join(map(str, repeated))}, which seeds trains already; name other seeds"
+            )
         for text in self.axes:
             parse_axis(text)
         for text in self.policies:
@@ -56,6 +71,11 @@ class GridConfig:
                     f"policy {text} exceeds every epoch budget of the grid (at most {max(self.epochs)}); "
                     "raise --epochs or lower the policy's epochs"
                 )
+
+    def seeds_of(self, variant: str, settings: SettingOverrides = ()) -> tuple[int, ...]:
+        """Seeds of the trainings of a variant with some settings."""
+        has_further = not settings and variant in self.further_seed_variants
+        return self.seeds + (self.further_seeds if has_further else ())
 
     def identity(self) -> dict[str, object]:
         """The settings that change results."""
@@ -136,7 +156,8 @@ def trajectories(
     return [
         Trajectory(variant=variant, seed=seed, epochs=budget, settings=settings, single_budget=not shared)
         for variant in grid.variants
-        for settings, seed, budget in product(_variant_settings(grid, base, variant, chosen), grid.seeds, budgets)
+        for settings in _variant_settings(grid, base, variant, chosen)
+        for seed, budget in product(grid.seeds_of(variant, settings), budgets)
     ]
 
 
@@ -152,9 +173,10 @@ def points(
     policies = [parse_policy(text) for text in grid.policies]
     largest = max(grid.epochs)
     cells = (
-        (variant, *cell)
+        (variant, settings, *cell)
         for variant in grid.variants
-        for cell in product(_variant_settings(grid, base, variant, chosen), grid.seeds, grid.epochs, policies)
+        for settings in _variant_settings(grid, base, variant, chosen)
+        for cell in product(grid.seeds_of(variant, settings), grid.epochs, policies)
     )
     grid_points = [
         GridPoint(
@@ -230,8 +252,10 @@ def grid_summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
         f"{min(counts)} to {max(counts)} combinations" if len(counts) > 1 else _pluralize(max(counts), "combination")
     )
     settings = f" x {num_combinations} of settings" if grid.axes else ""
+    num_further = len(grid.further_seeds) * len(set(grid.variants) & set(grid.further_seed_variants))
+    further = f" + {num_further:,} with further seeds" if num_further else ""
     return (
-        f"{_pluralize(len(grid.variants), 'variant')} x {_pluralize(len(grid.seeds), 'seed')}{settings} = "
+        f"{_pluralize(len(grid.variants), 'variant')} x {_pluralize(len(grid.seeds), 'seed')}{settings}{further} = "
         f"{_pluralize(len(runs), 'training')}, {_pluralize(sum(run.epochs for run in runs), 'epoch')} in all; with "
         f"{_pluralize(len(grid.epochs), 'epoch budget')} and {_pluralize(len(grid.policies), 'policy', 'policies')} "
         f"{_pluralize(len(points(grid, base, shared=shared)), 'point')}"

@@ -157,6 +157,16 @@ def test_cost_forecast_without_a_model_counts_each_experiment() -> None:
     assert "4,720 questions: 802,400 generations" in forecast_cost(resolve_demo_study())
 
 
+def test_small_real_study_trains_20_sets_and_shifts_all_seeds() -> None:
+    config = resolve(replace(presets.small_real_study(), seed=5), needs_model=False)
+    runs = [run.run_id for run in config.sweep.trajectories]
+    assert len(runs) == 7 + 5 + 2 + 3 + 3, "shares, Known rows only, natural and IDK, second seeds, learning rate"
+    assert [run for run in runs if "seed6" in run] == [f"unknown-{share}-seed6" for share in ("000", "050", "100")]
+    assert sum("learning_rate=0.0002" in run for run in runs) == 3
+    assert config.annotate.p_true
+    assert unmet_requirements("categories", config)
+
+
 LLAMA = {
     "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,

@@ -73,6 +73,7 @@ def test_default_grid_has_the_17_runs_of_the_paper() -> None:
         ({"policies": ()}, "no policies"),
         ({"variants": ("natural", "natural")}, "names natural more than once among its variants"),
         ({"seeds": (1, 2, 1)}, "names 1 more than once"),
+        ({"further_seeds": (1, 0)}, "further_seeds names 0, which seeds trains already"),
         ({"epochs": (0,)}, "epochs must be 1 or more, got 0"),
         ({"epochs": (5, -3)}, "got -3"),
         ({"seeds": (-1,)}, "seeds must be 0 or more"),
@@ -135,6 +136,27 @@ def test_summary_counts_trainings_and_points() -> None:
         "2 variants x 2 seeds = 4 trainings, 80 epochs in all; with 3 epoch budgets and 4 policies 40 points"
     )
     assert grid_summary(GRID, BASE, shared=False).startswith("2 variants x 2 seeds = 12 trainings, 108 epochs in all; ")
+
+
+def test_further_seeds_are_trained_for_some_variants_at_the_base_settings() -> None:
+    grid = GridConfig(
+        variants=("unknown-000", "unknown-010", "unknown-100"),
+        further_seeds=(1, 2),
+        further_seed_variants=("unknown-000", "unknown-100", "unknown-050"),
+        axes=("learning_rate=1e-5,1e-4 if variant=unknown-000",),
+    )
+    runs = [run.run_id for run in trajectories(grid, BASE, shared=True)]
+    assert runs == [
+        *(f"unknown-000-seed{seed}" for seed in (0, 1, 2)),
+        "unknown-000-seed0-learning_rate=0.0001",
+        "unknown-010-seed0",
+        *(f"unknown-100-seed{seed}" for seed in (0, 1, 2)),
+    ]
+    assert {point.run_id for point in points(grid, BASE, shared=True)} == set(runs)
+    assert "1 seed x 1 to 2 combinations of settings + 4 with further seeds = 8 trainings" in grid_summary(
+        grid, BASE, shared=True
+    )
+    assert GridConfig(further_seed_variants=()).identity() == GridConfig().identity()
 
 
 def test_unshared_budgets_have_separate_trajectories() -> None:

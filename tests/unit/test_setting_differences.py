@@ -74,6 +74,7 @@ def settings_by_step(change: tuple[str, str] | None, path: tuple[str, str] | Non
     settings["annotate"] |= JUDGED
     settings["finetune"] |= EVALUATED
     settings["sweep"]["train"] |= EVALUATED
+    settings["sweep"]["grid"] |= {"further_seeds": [8]}
     for step in ("annotate", "finetune"):
         settings[step]["dtype"] = "float32"  # as steps store the resolved value of `auto`
     settings["annotate"]["engine"] = "transformers"  # likewise
