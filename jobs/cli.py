@@ -35,6 +35,7 @@ presets:
   demo       a full study on a small model with planted facts; minutes on a laptop
   smoke      a small version of demo; about a minute
   paper      the paper's settings, for your model and questions
+  small-real paper for a model of 100M to 400M on two CPU cores (study)
   lora       paper with LoRA (finetune, sweep)
   large      paper with ZeRO stage 3, for models of 1B to 8B (finetune, sweep)
 
