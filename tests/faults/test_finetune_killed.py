@@ -163,6 +163,7 @@ def in_background(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_killed_driver_and_killed_worker_do_not_change_results(uninterrupted: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
     with beside_another_cluster():

@@ -112,6 +112,7 @@ def test_exemplars_are_dev_questions_of_their_relation(annotated_study: Folder) 
         assert all(i.startswith(f"{relation}-dev-") for ids in sets for i in ids)
 
 
+@pytest.mark.slow
 def test_labels_do_not_depend_on_actors_and_files(
     annotated_study: Folder, config: AnnotateConfig, tmp_path: Path
 ) -> None:
@@ -341,6 +342,7 @@ def test_gold_estimator_agrees_with_samples(annotated_study: Folder, config: Ann
     assert annotate_counts(study)["estimator"].startswith("gold: the first answer's text")
 
 
+@pytest.mark.slow
 def test_rescoring_equals_annotating_with_other_settings(
     annotated_study: Folder, config: AnnotateConfig, tmp_path: Path
 ) -> None:
@@ -367,6 +369,7 @@ def test_labels_mode_cannot_be_rescored(labels_mode_study: Folder) -> None:
         rescore(labels_mode_study, RescoreConfig(matcher="raw"))
 
 
+@pytest.mark.slow
 def test_repeats_and_controls_are_summarized(annotated_study: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     study = annotate_questions(tmp_path, replace(config, repeats_per_relation=3, controls_per_relation=2))
     assert_same(annotated_study, study)

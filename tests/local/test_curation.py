@@ -183,6 +183,7 @@ def test_forecast_counts_prompts_that_are_too_long(model: str, tmp_path: Path) -
     assert "would stop" in "\n".join(forecast_lines(plan_curation(open_data(rows), config), result))
 
 
+@pytest.mark.slow
 def test_probe_measures_time_and_deletes_its_files(
     rows: list[dict[str, Any]],
     config: CurateConfig,

@@ -57,6 +57,7 @@ def test_strict_filter_leaves_no_overlap(validated):
     assert len(facts["train"]) > 25_000
 
 
+@pytest.mark.slow
 def test_folder_equals_the_zip_and_can_be_audited_for_other_questions(entity_questions, tmp_path):
     with zipfile.ZipFile(entity_questions) as archive:
         archive.extractall(tmp_path / "eq")

@@ -123,7 +123,8 @@ def train_as_worker(rank: int, port: int, folder: str, changed: dict[str, Any]) 
         gc.collect()
         sizes = {}
         for value in gc.get_objects():
-            if type(value).__name__ in _HELD_TYPES and value.device.type == "cpu":
+            is_tensor = isinstance(value, torch.Tensor) and type(value).__name__ in _HELD_TYPES
+            if is_tensor and value.device.type == "cpu":
                 sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         peak_bytes[0] = max(peak_bytes[0], sum(sizes.values()))
         step()
@@ -139,23 +140,19 @@ def train_as_worker(rank: int, port: int, folder: str, changed: dict[str, Any]) 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
         {"zero_stage": 3, "dtype": "bfloat16", "offload": "all"},
-        *(
-            pytest.param(changed, marks=pytest.mark.slow)
-            for changed in (
-                {"zero_stage": 2, "dtype": "bfloat16"},
-                {"zero_stage": 0, "dtype": "float32"},
-                {"zero_stage": 1, "dtype": "float32"},
-                {"zero_stage": 3, "dtype": "float32"},
-                {"zero_stage": 2, "dtype": "bfloat16", "offload": "optimizer"},
-                {"zero_stage": 0, "dtype": "bfloat16", "lora_rank": 8},
-                {"zero_stage": 2, "dtype": "bfloat16", "lora_rank": 8, "quantization": "4bit"},
-                {"zero_stage": 0, "dtype": "float32", "lora_rank": 8, "quantization": "8bit"},
-            )
-        ),
+        {"zero_stage": 2, "dtype": "bfloat16"},
+        {"zero_stage": 0, "dtype": "float32"},
+        {"zero_stage": 1, "dtype": "float32"},
+        {"zero_stage": 3, "dtype": "float32"},
+        {"zero_stage": 2, "dtype": "bfloat16", "offload": "optimizer"},
+        {"zero_stage": 0, "dtype": "bfloat16", "lora_rank": 8},
+        {"zero_stage": 2, "dtype": "bfloat16", "lora_rank": 8, "quantization": "4bit"},
+        {"zero_stage": 0, "dtype": "float32", "lora_rank": 8, "quantization": "8bit"},
     ],
     ids=lambda changed: " ".join(map(str, changed.values())),
 )
@@ -187,7 +184,8 @@ def test_estimated_memory_matches_a_worker(changed: dict[str, Any], tmp_path: Pa
     assert measured["bytes"] == pytest.approx(estimated, rel=0.06 if config.quantization == "none" else 0.12)
     assert measured["saved"] == pytest.approx(memory.saving, rel=1e-3)
     if config.zero_stage < 3:
-        assert measured["read"] == pytest.approx(memory.loading, rel=1e-3)
+        # The scales of quantized weights are not parameters.
+        assert measured["read"] == pytest.approx(memory.loading, rel=1e-3 if config.quantization == "none" else 0.05)
     else:
         assert measured["read"] <= 1.01 * memory.saving / 2, "each worker holds its shard only"
 
@@ -217,7 +215,10 @@ def held_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-@pytest.mark.parametrize("size", ["1B", "8B", pytest.param("70B", marks=pytest.mark.slow)])
+SIZES_IN_PLANS = [pytest.param("1B", marks=pytest.mark.slow), "8B", pytest.param("70B", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("size", SIZES_IN_PLANS)
 @pytest.mark.parametrize(
     "changed",
     [
@@ -259,7 +260,7 @@ def test_plan_of_published_models_equals_the_tensors_of_torch(size: str, changed
     assert memory.optimizer == pytest.approx(state, rel=0.01)
 
 
-@pytest.mark.parametrize("size", ["1B", "8B", pytest.param("70B", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", SIZES_IN_PLANS)
 def test_plan_of_4_bit_weights_equals_the_tensors_of_bitsandbytes(size: str) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     config = TrainConfig(dtype="bfloat16", num_workers=8, batch_size=128, lora_rank=16, quantization="4bit")

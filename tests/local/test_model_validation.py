@@ -380,6 +380,7 @@ def test_annotate_refuses_an_unusable_model_before_the_first_question(
     assert study.child("annotate", "generations").names() == []
 
 
+@pytest.mark.slow
 def test_annotate_reports_ignored_settings(
     folder: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,6 +392,7 @@ def test_annotate_reports_ignored_settings(
     assert f"model: {note}\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_finetune_refuses_an_unusable_tokenizer_before_the_first_step(tmp_path: Path, ray_cluster: None) -> None:
     config = TrainConfig(variant="half", epochs=1, max_new_tokens=4)
     study = write_trainable_study(tmp_path, tiny_model("llama"), tokenizer_with_tokens(eos_token="<|im_end|>"))

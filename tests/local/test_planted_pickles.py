@@ -104,6 +104,7 @@ def test_training_never_loads_a_planted_pickle(
     assert precious.exists(), "Ray Train must not delete folders that a stored list names"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_sweep_never_loads_a_planted_pickle(study: Folder, pickle_marker: Path) -> None:
     """Tune writes pickles, but neither planted pickles nor its own are read back."""

@@ -120,6 +120,7 @@ def test_p_true_has_its_own_list(annotated_study: Folder) -> None:
     assert "13 of 13 gold answers scored (1 more set aside" in describe_p_true(annotated_study)
 
 
+@pytest.mark.slow
 def test_other_questions_have_the_same_answers(annotated_study: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     short = write_study(tmp_path, {})
     annotate(short, config)
@@ -216,6 +217,7 @@ def write_study_with_long_rows(path: Path) -> Folder:
     return study
 
 
+@pytest.mark.slow
 def test_training_omits_too_long_rows(tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture) -> None:
     study = write_study_with_long_rows(tmp_path)
     with pytest.raises(SlickError, match=r"2 of 42 rows of variant half do not fit.*256 tokens.*at most 1 %"):

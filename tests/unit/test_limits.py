@@ -408,6 +408,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports peak memory")
 def test_decompression_bombs_take_little_memory(tmp_path):
     same = pa.DictionaryArray.from_arrays(np.zeros(2_000_000, np.int32), ["x"])

@@ -338,6 +338,7 @@ def test_visible_text_has_no_code_names(study: Folder) -> None:
         assert name not in texts, name
 
 
+@pytest.mark.slow
 def test_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     make_report(study, ReportConfig())
@@ -372,6 +373,7 @@ def test_report_of_other_code_is_rebuilt_and_keeps_other_folders(
     assert not study.child("report").exists("stale.html")
 
 
+@pytest.mark.slow
 def test_report_shows_only_the_last_part_of_paths(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     annotate = study.child("annotate")
