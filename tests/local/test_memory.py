@@ -147,7 +147,7 @@ def train_as_worker(rank: int, port: int, folder: str, changed: dict[str, Any]) 
         {"zero_stage": 3, "dtype": "bfloat16", "offload": "all"},
         {"zero_stage": 2, "dtype": "bfloat16"},
         {"zero_stage": 0, "dtype": "float32"},
-        {"zero_stage": 1, "dtype": "float32"},
+        # Stage 1 holds whole gradients only during the backward pass, before the moment of the measurement.
         {"zero_stage": 3, "dtype": "float32"},
         {"zero_stage": 2, "dtype": "bfloat16", "offload": "optimizer"},
         {"zero_stage": 0, "dtype": "bfloat16", "lora_rank": 8},
