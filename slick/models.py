@@ -271,15 +271,10 @@ def load_model(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16")
     logging.disable_progress_bar()
-    quantized: dict[str, Any] = {}
+    check_quantization(ref.path, quantization)
+    weights = _weight_kwargs(ref, trust_remote_code)
     if quantization != "none":
-        check_quantization(ref.path, quantization)
-        quantized = loading_arguments(quantization, getattr(torch, dtype), device)
-    weights = (
-        _dequantize_kwargs()
-        if ref.gguf_file
-        else {"use_safetensors": True, "config": _load_config(ref, trust_remote_code)}
-    )
+        weights |= loading_arguments(quantization, getattr(torch, dtype), device)
     with _load_errors("model", ref, trust_remote_code):
         loaded, info = AutoModelForCausalLM.from_pretrained(
             ref.folder,
@@ -287,7 +282,6 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `info` lists all of them
             **weights,
-            **quantized,
             **({"attn_implementation": attention} if attention else {}),
             **_from_pretrained_kwargs(ref, trust_remote_code),
         )
@@ -347,6 +341,13 @@ def init_empty_model(model: str, *, trust_remote_code: bool = False) -> "nn.Modu
     with _load_errors("model", ref, trust_remote_code), torch.device("meta"):
         built: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return built
+
+
+def _weight_kwargs(ref: ModelRef, trust_remote_code: bool) -> dict[str, Any]:
+    """Arguments of `from_pretrained` about the weights: safetensors with their configuration, or a GGUF file."""
+    if ref.gguf_file:
+        return _dequantize_kwargs()
+    return {"use_safetensors": True, "config": _load_config(ref, trust_remote_code)}
 
 
 def _dequantize_kwargs() -> dict[str, Any]:

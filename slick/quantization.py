@@ -94,6 +94,11 @@ def quantized_layers(model: "nn.Module") -> dict[str, Any]:
     }
 
 
+def rounds_activations(model: "nn.Module") -> bool:
+    """Whether the model rounds activations to 8 bits, as LLM.int8 does; 4-bit weights are dequantized instead."""
+    return any(type(layer.weight).__name__ == "Int8Params" for layer in quantized_layers(model).values())
+
+
 def dequantized_weight(layer: Any) -> "Tensor":
     """The weight of a quantized layer as floating-point numbers, shape (out features, in features)."""
     from bitsandbytes import functional

@@ -48,9 +48,9 @@ class GridConfig:
     `learning_rate=1e-6..1e-3:log` or `lora_rank=4..64`."""
 
     def __post_init__(self) -> None:
-        for name in ("variants", "seeds", "epochs", "policies"):
+        for name in ("variants", "seeds", "further_seeds", "epochs", "policies"):
             values = getattr(self, name)
-            if not values:
+            if not values and name != "further_seeds":
                 raise SettingsError(f"the grid has no {name}; name at least one")
             duplicates = [str(value) for value, num in Counter(values).items() if num > 1]
             if duplicates:

@@ -192,11 +192,8 @@ def plan_runs(
             "questions": questions.fingerprint,
             "knowledge": variants.input("knowledge"),
             "model": fingerprints[config.model],
+            **_deepspeed_input(config, file_settings[config.deepspeed]),
         }
-        if config.deepspeed:
-            own = file_settings[config.deepspeed]
-            deepspeed_config(config, config.num_workers, file_settings=own)  # refuses contradictions
-            inputs["deepspeed"] = fingerprint(own)
         identity = fingerprint(inputs, config.identity())
         state = states.get(identity)
         state_epoch = state.progress.epoch if state else 0
@@ -219,6 +216,14 @@ def plan_runs(
             plans.append(plan)
     check_legacy_states(study, [plan.run_id for plan in plans if plan.state is None])
     return plans
+
+
+def _deepspeed_input(config: TrainConfig, file_settings: dict[str, Any]) -> dict[str, str]:
+    """The fingerprint of the user's DeepSpeed file, which must not contradict the settings; empty without a file."""
+    if not config.deepspeed:
+        return {}
+    deepspeed_config(config, config.num_workers, file_settings=file_settings)  # refuses contradictions
+    return {"deepspeed": fingerprint(file_settings)}
 
 
 def _read_deepspeed(location: str) -> dict[str, Any]:

@@ -75,12 +75,11 @@ def model_and_tokenizer(settings: Settings, size: str) -> tuple[Any, Any]:
     return random_model(shape, tokenizer, settings.device, settings.dtype), tokenizer
 
 
-def random_model(shape: Any, tokenizer: Any, device: str, dtype: str) -> Any:
-    """A Llama of this shape, built on the device; its weights depend on the kind of the device."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+def llama_config(shape: Any, **changed: Any) -> Any:
+    """The configuration of a Llama of this shape."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -89,6 +88,17 @@ def random_model(shape: Any, tokenizer: Any, device: str, dtype: str) -> Any:
         num_key_value_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         tie_word_embeddings=shape.tie_word_embeddings,
+        **changed,
+    )
+
+
+def random_model(shape: Any, tokenizer: Any, device: str, dtype: str) -> Any:
+    """A Llama of this shape, built on the device; its weights depend on the kind of the device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = llama_config(
+        shape,
         max_position_embeddings=_CONTEXT_TOKENS,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

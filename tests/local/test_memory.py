@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from slick.precision import dtype_bytes
+from tests.gpu.models import llama_config
 from tests.local.head import ROOT, environment, free_ports
 from tests.local.tiny import tiny_model
 from tests.waiting import TIMEOUT_S
@@ -192,21 +193,12 @@ def test_estimated_memory_matches_a_worker(changed: dict[str, Any], tmp_path: Pa
 
 def build_on_meta(size: str, config: TrainConfig) -> torch.nn.Module:
     """A published model prepared for training, on the meta device, which holds shapes but no values."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
-    shape = SHAPES[size]
-    model_config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        tie_word_embeddings=shape.tie_word_embeddings,
-    )
     with torch.device("meta"):
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(model_config, dtype=getattr(torch, config.dtype))
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(
+            llama_config(SHAPES[size]), dtype=getattr(torch, config.dtype)
+        )
         prepare_model(model, config)
     return model.bfloat16()  # DeepSpeed casts LoRA's weights too
 

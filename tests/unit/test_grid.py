@@ -73,6 +73,7 @@ def test_default_grid_has_the_17_runs_of_the_paper() -> None:
         ({"policies": ()}, "no policies"),
         ({"variants": ("natural", "natural")}, "names natural more than once among its variants"),
         ({"seeds": (1, 2, 1)}, "names 1 more than once"),
+        ({"further_seeds": (1, 1)}, "names 1 more than once among its further_seeds"),
         ({"further_seeds": (1, 0)}, "further_seeds names 0, which seeds trains already"),
         ({"epochs": (0,)}, "epochs must be 1 or more, got 0"),
         ({"epochs": (5, -3)}, "got -3"),

@@ -1,4 +1,4 @@
-"""Decoder layers compiled by torch.compile: fewer, fused kernels, which saves most where batches are small.
+"""Decoder layers compiled by torch.compile, which fuses their kernels.
 
 Only what surrounds the attention is compiled: norms, projections, rotary positions and the feed-forward block. The
 attention of packed batches stays as it is. One compiled kernel serves every number of tokens, so it is compiled once.
