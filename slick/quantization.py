@@ -94,9 +94,10 @@ def quantized_layers(model: "nn.Module") -> dict[str, Any]:
     }
 
 
-def rounds_activations(model: "nn.Module") -> bool:
-    """Whether the model rounds activations to 8 bits, as LLM.int8 does; 4-bit weights are dequantized instead."""
-    return any(type(layer.weight).__name__ == "Int8Params" for layer in quantized_layers(model).values())
+def model_quantization(model: "nn.Module") -> Quantization:
+    """The quantization of a loaded model."""
+    kinds = {type(layer.weight).__name__ for layer in quantized_layers(model).values()}
+    return "8bit" if "Int8Params" in kinds else "4bit" if kinds else "none"
 
 
 def dequantized_weight(layer: Any) -> "Tensor":

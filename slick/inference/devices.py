@@ -12,6 +12,7 @@ from slick.errors import EngineError, ModelError
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.sampler import IntArray
 from slick.precision import Device, Runtime
+from slick.quantization import model_quantization
 
 _LOG = logging.getLogger(__name__)
 _DEFAULT_BATCH_SIZE = 32
@@ -100,9 +101,10 @@ def model_runtime(model: nn.Module, device: torch.device, own_attention: str = "
         own_attention: the kernel that replaces the model's; empty if none does.
     """
     config: Any = model.config
+    dtype, quantization = str(next(model.parameters()).dtype).removeprefix("torch."), model_quantization(model)
     return Runtime(
         device=format_device(device),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=dtype if quantization == "none" else f"{dtype} with {quantization} base weights",
         attention=own_attention or compat.attention_implementation(config) or "that of the model's code",
     )
 

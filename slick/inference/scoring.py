@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slick.errors import EngineError
 from slick.inference.base import GoldScore, SamplingConfig
 from slick.inference.packed.sampler import BoolArray, Candidates, IntArray, cumulative_probabilities
-from slick.quantization import rounds_activations
+from slick.quantization import model_quantization
 
 EXTRA_CANDIDATES = 24
 """Candidates fetched beyond top-k, to detect ties at its edge, which token ids break."""
@@ -140,7 +140,7 @@ def logit_tolerance(model: nn.Module) -> float:
     is_exact = (
         next(model.parameters()).dtype in (torch.float32, torch.float64)
         and torch.get_float32_matmul_precision() == "highest"
-        and not rounds_activations(model)
+        and model_quantization(model) != "8bit"  # LLM.int8 rounds activations; 4-bit weights are dequantized
     )
     return 2e-4 if is_exact else 0.15  # bfloat16 rounding alone gives 0.05 for a model of 30 layers
 

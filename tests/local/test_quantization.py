@@ -112,6 +112,7 @@ def train(path: Path, folder: str) -> dict[str, Any]:
             "moved": sorted({name.split(".", 3)[-1] for name in moved}),
             "resumed": all(torch.equal(again[name], weight) for name, weight in weights[0].items()),
             "losses": losses[0],
+            "dtype": trainer.runtime.dtype,
             "stages": max(float((weights[2][name] - weight).abs().max()) for name, weight in weights[0].items()),
             "saved": float((saved(IDS).logits - logits).std() / logits.std()),
             "config": json.loads((path / kind / "checkpoint" / "config.json").read_text()),
@@ -132,6 +133,7 @@ def trained(folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def test_lora_is_trained_on_quantized_weights(trained: dict[str, Any], kind: str) -> None:
     result = trained[kind]
     assert result["packed"]
+    assert result["dtype"] == f"float32 with {kind} base weights"
     projections = [f"self_attn.{name}_proj.weight" for name in ("q", "k", "v", "o")]
     assert result["moved"] == sorted([*projections, *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))])
     assert result["resumed"], "a resumed training has the same bits"
