@@ -16,6 +16,7 @@ STEP_DESCRIPTIONS = {
     "variants": "draw fine-tuning sets with a given share of Unknown questions",
     "finetune": "fine-tune a model on one variant and evaluate it after every epoch",
     "sweep": "fine-tune every variant, seed and setting of a grid; evaluate all epoch budgets and stopping policies",
+    "wording": "ask a sample of the labelled questions, and what was trained, in a second wording",
     "report": "write the report: figures, tables and a test of each finding of the paper",
     "compare": "compare studies: slick compare OUT1 OUT2 ... --out FOLDER",
     "status": "show the finished steps of a study and the remaining work",

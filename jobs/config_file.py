@@ -38,6 +38,7 @@ SECTIONS = {
     "variants": "variants",
     "sweep": "sweep",
     "finetune": "sweep.train",
+    "wording": "wording",
     "report": "report",
 }
 """Step -> the dotted path of its settings in those of a study."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slick.annotation import AnnotateConfig
+from slick.annotation.wording import WordingConfig
 from slick.datasets import QuestionsConfig
 from slick.report import ReportConfig
 from slick.variants import VariantsConfig, variant_names
@@ -40,6 +41,8 @@ class StudyConfig:
     annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
     variants: VariantsConfig = field(default_factory=VariantsConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    wording: WordingConfig = field(default_factory=WordingConfig)
+    """The wording step, of the experiment `wording`."""
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
@@ -268,6 +271,7 @@ SWEEP: dict[str, Callable[[], SweepConfig]] = {
     "lora": lora_sweep,
     "large": large_sweep,
 }
+WORDING: dict[str, Callable[[], WordingConfig]] = dict.fromkeys(("demo", "smoke", "paper"), WordingConfig)
 REPORT: dict[str, Callable[[], ReportConfig]] = {"demo": ReportConfig, "smoke": ReportConfig, "paper": ReportConfig}
 STUDY: dict[str, Callable[[], StudyConfig]] = {
     "demo": demo_study,
@@ -285,6 +289,7 @@ STEP_PRESETS: dict[str, Mapping[str, Callable[[], Any]]] = {
     "variants": VARIANTS,
     "finetune": FINETUNE,
     "sweep": SWEEP,
+    "wording": WORDING,
     "report": REPORT,
 }
 """Step -> preset name -> settings."""

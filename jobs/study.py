@@ -148,6 +148,7 @@ def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]
     from slick.variants import draw_variants
     from slick.world import build_world
     from tuning.sweep import sweep
+    from tuning.wording import reword
 
     steps: list[tuple[str, Callable[[Folder], Manifest]]] = []
     if not config.model:
@@ -161,6 +162,8 @@ def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]
             ("variants", lambda study: draw_variants(study, config.variants)),
             ("sweep", lambda study: sweep(study, include_finished_variants(study, config))),
         ]
+    if any(EXPERIMENTS[name].wording for name in config.experiments):
+        steps.append(("wording", lambda study: reword(study, config.wording)))
     return [*steps, ("report", lambda study: make_report(study, config.report))]
 
 
@@ -188,7 +191,9 @@ def resolve_experiments(config: StudyConfig) -> StudyConfig:
     if not requested:
         trained = config.sweep.grid.variants if has_variants else variant_names(config.variants)
         beyond = [
-            name for name in EXPERIMENTS if name not in PAPER_EXPERIMENTS and not unmet_requirements(name, config)
+            name
+            for name, experiment in EXPERIMENTS.items()
+            if name not in PAPER_EXPERIMENTS and not experiment.on_request and not unmet_requirements(name, config)
         ]
         return _with_experiments(config, (*PAPER_EXPERIMENTS, *beyond), trained)
     return _with_experiments(config, requested, variants_for_experiments(requested, config.variants))

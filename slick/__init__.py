@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test compar
     from slick.annotation import AnnotateConfig, RescoreConfig, read_generations, read_p_true
     from slick.annotation.labels import rescore
     from slick.annotation.step import annotate
+    from slick.annotation.wording import WordingConfig
     from slick.curation.config import CurateConfig
     from slick.curation.step import curate, curate_file
     from slick.datasets import QuestionsConfig, prepare_questions, read_questions
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test compar
     from tuning.finetune import finetune
     from tuning.grid import GridConfig, SweepConfig
     from tuning.sweep import sweep
+    from tuning.wording import reword
 
 __all__ = [
     "AnnotateConfig",
@@ -72,6 +74,7 @@ __all__ = [
     "TrainConfig",
     "VariantError",
     "VariantsConfig",
+    "WordingConfig",
     "WorldConfig",
     "annotate",
     "build_world",
@@ -89,6 +92,7 @@ __all__ = [
     "read_questions",
     "read_variant",
     "rescore",
+    "reword",
     "sweep",
 ]
 
@@ -96,6 +100,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "slick.annotation": ("AnnotateConfig", "RescoreConfig", "read_generations", "read_p_true"),
     "slick.annotation.labels": ("rescore",),
     "slick.annotation.step": ("annotate",),
+    "slick.annotation.wording": ("WordingConfig",),
     "slick.inference.base": ("SamplingConfig",),
     "slick.errors": (
         *("ClusterError", "DataError", "EngineError", "ModelError", "SettingsError", "SlickError", "StudyError"),
@@ -114,6 +119,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "tuning.config": ("TrainConfig",),
     "tuning.finetune": ("finetune",),
     "tuning.sweep": ("sweep",),
+    "tuning.wording": ("reword",),
     "tuning.grid": ("GridConfig", "SweepConfig"),
 }
 """Module -> names of the API that it defines. Package `tuning` uses `slick`, so `slick` itself never imports it: only

@@ -41,8 +41,12 @@ class Experiment:
     """Whether it needs all answers of the annotation, which only `--mode full` stores."""
     needs_repeats: bool = False
     """Whether it needs questions that are annotated twice."""
+    wording: bool = False
+    """Whether it needs answers to questions in a second wording."""
     world: bool = False
     """Whether it needs planted facts."""
+    on_request: bool = False
+    """Whether a study without `--experiments` leaves it out."""
     shares_setting: str = ""
     """Setting of the `VariantsConfig` that is set to (0.5,) if the experiment is requested and the setting is empty."""
 
@@ -187,6 +191,13 @@ _EXPERIMENTS = (
         name="stability",
         description="How often a repeated annotation gives another category.",
         needs_repeats=True,
+    ),
+    Experiment(
+        name="wording",
+        description="Labels and learned facts in a second wording of the questions.",
+        requirements=(HALF_UNKNOWN_SET,),
+        wording=True,
+        on_request=True,
     ),
     Experiment(
         name="popularity",

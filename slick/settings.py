@@ -54,6 +54,7 @@ _SETTINGS_MODULES = {
     "variants": "slick.variants.config",
     "finetune": "tuning.config",
     "sweep": "tuning.grid",
+    "wording": "slick.annotation.wording",
     "report": "slick.report.config",
 }
 """Step -> module that registers its settings. Imported when first needed, since `tuning` imports `slick`."""

@@ -24,10 +24,10 @@ MANIFEST = "manifest.json"
 STARTED = "started.json"
 STUDY = "study.json"
 
-STEP_FOLDERS = ("world", "questions", "annotate", "variants", "sweep", "report")
+STEP_FOLDERS = ("world", "questions", "annotate", "variants", "sweep", "wording", "report")
 """Steps with one folder in a study, which has the name of the step."""
 
-Step = Literal["world", "questions", "annotate", "variants", "finetune", "sweep", "report"]
+Step = Literal["world", "questions", "annotate", "variants", "finetune", "sweep", "wording", "report"]
 
 
 def fingerprint(*parts: object) -> str:

@@ -217,7 +217,7 @@ def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: in
         DataError: more than that share of the rows are too long, or all train or all dev rows.
     """
     if config.prompt_format == "chat":
-        rows = chat_rows(rows, _chat_format(rows, tokenizer, config))
+        rows = chat_rows(rows, chat_format(rows, tokenizer, config))
     examples = encode_rows(rows, tokenizer)
     if config.long_rows == "truncate":
         longest = min(max_tokens, config.max_length or max_tokens)
@@ -259,7 +259,7 @@ def _truncate_target(example: Example, max_tokens: int) -> Example:
     return replace(example, answer_ids=example.answer_ids[:max_answer], is_truncated=True)
 
 
-def _chat_format(rows: Sequence[QuestionRow], tokenizer: Any, config: TrainConfig) -> PromptFormat:
+def chat_format(rows: Sequence[QuestionRow], tokenizer: Any, config: TrainConfig) -> PromptFormat:
     """The chat template; answers end at the newline if every target is one line."""
     several_lines = any("\n" in row.target.strip() for row in rows)
     return make_prompt_format(

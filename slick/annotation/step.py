@@ -198,7 +198,7 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     """
     started_at = time.monotonic()
     folder = study.child("annotate")
-    prompt_format = _prompt_format(model, config)
+    prompt_format = resolve_prompt_format(model, config)
     config = replace(config, prompt_format="chat" if isinstance(prompt_format, ChatFormat) else "qa")
     if config.exemplars:
         inputs = inputs | {"exemplars": fingerprint(_given_exemplars(config.exemplars))}
@@ -235,7 +235,7 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     )
 
 
-def _prompt_format(model: str, config: AnnotateConfig) -> PromptFormat:
+def resolve_prompt_format(model: str, config: AnnotateConfig) -> PromptFormat:
     """The prompt format of the settings; `auto` is decided, and the decision logged."""
     if config.prompt_format == "qa":
         return QaFormat()
