@@ -29,7 +29,7 @@ from tuning.run_status import (
 )
 
 STUDY_STEPS = ("world", "questions", "annotate", "variants", "sweep", "report")
-P_TRUE, CURATE = "P(True)", "curate"
+P_TRUE, CURATE, WORDING = "P(True)", "curate", "wording"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"  {P_TRUE:<10} {p_true_state}")
         if step == "annotate" and study.child(CURATE).exists():
             print(f"  {CURATE:<10} {describe_step(study, CURATE)}")
+        if step == "sweep" and (study.child(WORDING).exists() or _requests_wording(study)):
+            print(f"  {WORDING:<10} {describe_step(study, WORDING)}")
         if step == "sweep" and _is_in_progress(study, step):
             print("".join(f"  {line}\n" for line in status_table(sweep_run_statuses(study))), end="")
     if left := "; ".join(experiments_left(study)):
@@ -100,6 +102,11 @@ def _requests_p_true(study: Folder) -> bool:
     return _study_settings(study).annotate.p_true or bool(started and started.settings.get("p_true"))
 
 
+def _requests_wording(study: Folder) -> bool:
+    """Whether an experiment of the study needs answers in a second wording."""
+    return any(EXPERIMENTS[name].wording for name in _known(requested_experiments(study) or ()))
+
+
 def _study_settings(study: Folder) -> StudySettings:
     """The settings of `slick study`; the defaults if the steps were run one by one."""
     return read_study_settings(study) or StudySettings()
@@ -139,6 +146,8 @@ def experiments_left(study: Folder) -> Iterator[str]:
         missing = []
         if experiment.p_true and settings.annotate.p_true and not p_true_done:
             missing.append(P_TRUE)
+        if experiment.wording and read_manifest(study.child(WORDING)) is None:
+            missing.append("answers in a second wording")
         if states.count("done") < len(states):
             missing.append(f"{len(states) - states.count('done')} of {len(states)} trainings")
         if missing:
@@ -163,7 +172,18 @@ def _progress_text(study: Folder, step: str) -> str:
         return f", {len(study.child('variants').names('.parquet'))} variants"
     if step == "sweep":
         return _sweep_progress(study)
+    if step == WORDING:
+        return _wording_progress(study)
     return _grading_progress(study) if step == "report" else ""
+
+
+def _wording_progress(study: Folder) -> str:
+    """Questions answered in the second wording, and the fine-tuned models that answered theirs."""
+    folder = study.child(WORDING)
+    num_models = sum(
+        read_manifest(folder.child("trained", run_id)) is not None for run_id in folder.child("trained").folders()
+    )
+    return f", {_count_rows(folder.child('generations')):,} questions answered, {num_models} fine-tuned models asked"
 
 
 def _count_rows(folder: Folder) -> int:

@@ -29,6 +29,7 @@ NOT_COMPARED = {
     "RescoreConfig": "its result is an annotation, whose manifest has the settings of AnnotateConfig",
     "WorkerConfig": "made from AnnotateConfig",
     "EngineConfig": "made from AnnotateConfig",
+    "WordingConfig": "a check of the labels, which other steps do not read",
     "CurateConfig": "makes questions and an annotation, whose manifests are compared",
     "StudyConfig": "holds the settings of the steps, which their manifests have",
     "PlanConfig": "plans, and computes nothing",
