@@ -9,10 +9,11 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from slick import limits
 from slick.errors import DataError, ModelError
+from slick.stored_files import Count, MismatchError, convert, format_value
 from slick.strict_json import parse_user_json
 from slick.user_files import too_large_error
 
@@ -255,7 +256,21 @@ def _index(folder: str) -> dict[str, str]:
     weight_map = _read_json(folder, _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{folder}/{_INDEX} has no weight_map; download or save the checkpoint again")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str):
+            raise ModelError(
+                f"{folder}/{_INDEX} names {format_value(file)} for tensor {tensor[:200]!r}, expected the name of a "
+                "file; download or save the checkpoint again"
+            )
     return weight_map
+
+
+class _TensorEntry(TypedDict):
+    """A tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: list[Count]
+    data_offsets: tuple[Count, Count]
 
 
 def _header(folder: str, name: str) -> dict[str, Any]:
@@ -271,8 +286,10 @@ def _header(folder: str, name: str) -> dict[str, Any]:
                 )
             header: dict[str, Any] = parse_user_json(file.read(length), path, _HINT) if 0 < length < size else {}
         header.pop("__metadata__", None)
+        for entry in header.values():
+            convert(entry, _TensorEntry)
         expected_size = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (DataError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, MismatchError, AttributeError) as error:
         raise ModelError(f"{path} cannot be loaded: it is not a safetensors file; download or save it again") from error
     if size != expected_size:
         raise ModelError(

@@ -32,6 +32,14 @@ FolderLike = Union[str, os.PathLike[str], "Folder"]
 """A folder in the Python API: a path or URI as text, a path object, or a `Folder`."""
 
 
+def _check_characters(path: str) -> None:
+    """Raise StudyError for a path that no file system can hold."""
+    if "\0" in path or any("\ud800" <= character <= "\udfff" for character in path):
+        raise StudyError(
+            f"the path {path[:200]!r} holds a NUL character or a part of a character; give a path of whole characters"
+        )
+
+
 def as_folder(folder: FolderLike) -> "Folder":
     """Convert a path or URI to a `Folder`.
 
@@ -57,6 +65,7 @@ class Folder:
             uri = unquote(urlparse(uri).path)
         if "://" in uri:
             check_uri(uri)
+        _check_characters(uri)
         self.uri = uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
     def __repr__(self) -> str:
@@ -71,7 +80,14 @@ class Folder:
         return base or self.uri, etag + options
 
     def child(self, *names: str) -> Self:
-        """The folder `names[0]/names[1]/...` inside this one; it may not exist."""
+        """The folder `names[0]/names[1]/...` inside this one; it may not exist.
+
+        Raises:
+            StudyError: a name leads out of the folder, or is no name of a file.
+        """
+        for name in names:
+            if ".." in name.split("/") or name.startswith("/"):
+                raise StudyError(f"{name!r} is not a name inside {self}; expected one without '..' and a leading '/'")
         path, options = self._parts()
         return type(self)("/".join((path, *names)) + options)
 

@@ -129,9 +129,24 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
     if origin in (list, Sequence, tuple):
         if not isinstance(value, list):
             raise _mismatch(value, place, kind)
-        items = [convert(item, arguments[0], f"{place}[{i}]", exact=exact) for i, item in enumerate(value)]
+        kinds = _item_kinds(origin, arguments, value, place, kind)
+        items = [
+            convert(item, item_kind, f"{place}[{i}]", exact=exact)
+            for i, (item, item_kind) in enumerate(zip(value, kinds, strict=True))
+        ]
         return tuple(items) if origin is tuple else items
     return _convert_scalar(value, kind, place)
+
+
+def _item_kinds(origin: Any, arguments: Sequence[Any], value: Sequence[Any], place: str, kind: Any) -> list[Any]:
+    """The declared type of each item of a list. A tuple without an ellipsis has a fixed number of items."""
+    if origin is not tuple or arguments[-1] is Ellipsis:
+        return [arguments[0]] * len(value)
+    if len(value) != len(arguments):
+        raise MismatchError(
+            f"{place or 'the file'} is {format_value(value)} with {len(value)} items, expected {len(arguments)}"
+        )
+    return list(arguments)
 
 
 def _required_names(kind: Any) -> set[str]:
