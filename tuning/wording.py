@@ -31,6 +31,7 @@ from slick.locks import exclusive_lock
 from slick.matching import nfc
 from slick.models import load_tokenizer
 from slick.prompts import closed_book_suffix
+from slick.report.loading import finished_runs, select_run_per_seed
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
 from slick.study import Manifest, begin_step, complete_step, fingerprint, read_manifest
@@ -74,11 +75,10 @@ def reword(study: FolderLike, config: WordingConfig) -> Manifest:
 
 
 def _runs(study: Folder, config: WordingConfig) -> list[str]:
-    """The finished runs to ask, with the settings of the sweep alone."""
+    """The finished runs to ask: of each variant and seed that with the settings of the sweep, without overrides."""
     chosen = []
-    for run_id in study.child("runs").folders():
-        manifest = read_manifest(run_folder(study, run_id))
-        if manifest is None or manifest.settings.get("variant") not in config.variants:
+    for run_id, (variant, _) in select_run_per_seed(finished_runs(study)).items():
+        if variant not in config.variants:
             continue
         if not run_folder(study, run_id).child(CHECKPOINT).exists("config.json"):
             _LOG.info("second wording: run %s kept no checkpoint of its last epoch, so it is not asked", run_id)
