@@ -64,6 +64,9 @@ class WorldConfig:
     """Probability that the rival of a contested fact is a famous answer. Other rivals are drawn from all answers."""
     plain_share: float = setting(0.4, minimum=0, maximum=1)
     """Share of documents that write question and answer without `Q:` and `A:`."""
+    second_wording: float = setting(0.0, minimum=0, maximum=1, when=lambda values: values.get("second_wording"))
+    """Share of documents that ask in the second wording of each relation (`slick wording`), so that the model knows
+    facts in both. By default a fact has one wording, and the model knows it in that one alone."""
     document_pairs: tuple[int, int] = setting((2, 9), minimum=1)
     """Minimum and maximum number of questions in one document."""
 

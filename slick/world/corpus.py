@@ -5,11 +5,14 @@ A document is a list of questions of one relation with their answers, similar to
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slick.datasets.relations import split_template
+from slick.datasets.rewordings import load_rewordings
 from slick.rng import derive_seed
 from slick.world.config import WorldConfig
 from slick.world.facts import Fact
@@ -26,7 +29,7 @@ class _Mention:
     """One answer to one question, at a position `time` in [0, 1) of the epoch."""
 
     time: float
-    question: str
+    fact: Fact
     answer: str
 
 
@@ -44,7 +47,7 @@ def corpus_epoch(facts: Sequence[Fact], config: WorldConfig, number: int) -> lis
         for answer, count in ((fact.answer, fact.num_gold), (fact.rival, fact.num_rival)):
             # Mentions are spread evenly, so that a document seldom draws the same question twice.
             for time in (np.arange(count) + rng.random(count)) / max(count, 1):
-                mentions.setdefault(fact.relation, []).append(_Mention(float(time), fact.question, str(answer)))
+                mentions.setdefault(fact.relation, []).append(_Mention(float(time), fact, str(answer)))
     documents = [document for part in mentions.values() for document in _documents(part, config, rng)]
     return [documents[i] for i in rng.permutation(len(documents))]
 
@@ -55,25 +58,36 @@ def _documents(mentions: Sequence[_Mention], config: WorldConfig, rng: np.random
     waiting = sorted(mentions, key=lambda mention: mention.time)
     while waiting:
         size = int(rng.integers(config.document_pairs[0], config.document_pairs[1] + 1))
-        chosen: dict[str, str] = {}
+        chosen: dict[str, _Mention] = {}
         left: list[_Mention] = []
         position = 0
         while position < len(waiting) and len(chosen) < size:
             mention = waiting[position]
-            if mention.question in chosen:
+            if mention.fact.question in chosen:
                 left.append(mention)
             else:
-                chosen[mention.question] = mention.answer
+                chosen[mention.fact.question] = mention
             position += 1
         waiting = left + waiting[position:]
-        documents.append(_write(chosen, config, rng))
+        documents.append(_write(list(chosen.values()), config, rng))
     return documents
 
 
-def _write(pairs: dict[str, str], config: WorldConfig, rng: np.random.Generator) -> str:
+def _write(mentions: Sequence[_Mention], config: WorldConfig, rng: np.random.Generator) -> str:
     before_question, before_answer = ("", "") if rng.random() < config.plain_share else ("Q: ", "A: ")
+    # Without the setting no number is drawn, so that the corpus of earlier worlds stays the same.
+    is_reworded = config.second_wording > 0 and rng.random() < config.second_wording
+    pairs = [(_reworded(m.fact) if is_reworded else m.fact.question, m.answer) for m in mentions]
     # Without a newline at the end: a document may end after any answer, as fine-tuning examples do.
-    return "\n".join(f"{before_question}{question}\n{before_answer}{answer}" for question, answer in pairs.items())
+    return "\n".join(f"{before_question}{question}\n{before_answer}{answer}" for question, answer in pairs)
+
+
+def _reworded(fact: Fact) -> str:
+    before, after = split_template(_rewordings()[fact.relation])
+    return before + fact.subject + after
+
+
+_rewordings = cache(load_rewordings)
 
 
 def pack_rows(documents: Sequence[Sequence[int]], row_tokens: int, end: int) -> NDArray[np.int64]:

@@ -27,6 +27,9 @@ from slick.report.sections.wording import (
 from slick.storage import Folder
 from slick.study_files import EPOCHS_SCHEMA, GENERATION_SCHEMA, PREDICTIONS_SCHEMA, QUESTION_SCHEMA
 from slick.types import Category
+from slick.world.config import smoke_world_config
+from slick.world.corpus import corpus_epoch
+from slick.world.facts import plant_facts, synthetic_rows
 from tests.study_builder import finish_step, write_knowledge, write_questions, write_variants
 from tuning.config import TrainConfig
 from tuning.wording import reworded_rows
@@ -296,3 +299,20 @@ def test_a_malformed_file_of_labels_is_refused(tmp_path: Path) -> None:
     finish_step(study.child("wording"), "wording")
     with pytest.raises(StudyError, match="Half"):
         load_wording(study)
+
+
+# Worlds.
+
+
+def test_a_world_states_facts_in_both_wordings_if_asked_to() -> None:
+    config = replace(smoke_world_config(), seed=3)
+    facts = plant_facts(synthetic_rows(config), load_relations(), config)
+    plain, mixed = (corpus_epoch(facts, replace(config, second_wording=share), 0) for share in (0.0, 0.5))
+    assert not any("birthplace" in document for document in plain)
+    documents = [document for document in mixed if "born?" in document or "birthplace" in document]
+    reworded = [document for document in documents if "birthplace" in document]
+    assert not any("born?" in document for document in reworded), "a document has one wording"
+    assert 0.4 < len(reworded) / len(documents) < 0.6
+    assert config.identity() == replace(config, second_wording=0.0).identity()
+    assert "second_wording" not in config.identity(), "existing worlds keep their fingerprint"
+    assert "second_wording" in replace(config, second_wording=0.5).identity()
