@@ -10,6 +10,7 @@ needed="ray pyarrow numpy scipy statsmodels matplotlib jinja2 tyro torch transfo
 
 # Versions of Ray and Python if all that is needed is there; otherwise nothing, and on standard error what is missing.
 versions() {
+    # shellcheck disable=SC2086  # the names are separate arguments
     [ -n "$1" ] && "$1" -c '
 import importlib.metadata, importlib.util, sys
 missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]

@@ -1,9 +1,11 @@
-"""cluster.yaml and kuberay.yaml are valid, have the tested versions, require a token, and scale to zero."""
+"""The files for clusters are valid, pass linters, have the tested versions and require a token."""
 
 import copy
 import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,8 @@ SCHEMAS = Path(os.environ.get("SLICK_KUBERAY_SCHEMAS", ROOT.parent / "shared" / 
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RAY_CLUSTER, RAY_JOB = yaml.safe_load_all((ROOT / "kuberay.yaml").read_text())
+BATCH_JOB = yaml.safe_load((ROOT / "kuberay-job.yaml").read_text())
+DOCKERFILE, SBATCH = ((ROOT / name).read_text() for name in ("Dockerfile", "slurm.sbatch"))
 IMAGE = f"rayproject/ray:{PINS['ray']}-py311-gpu"
 
 
@@ -123,7 +127,9 @@ def test_commands_in_the_files_are_valid() -> None:
         text = (ROOT / name).read_text().replace("\\\n#", " ")
         commands += [line.partition(" slick submit ")[2] for line in text.splitlines() if "slick submit study" in line]
     assert len(commands) == 2
-    commands.append(RAY_JOB["spec"]["entrypoint"].replace("python -m jobs.", ""))
+    commands += [job["spec"]["entrypoint"].replace("python -m jobs.", "") for job in (RAY_JOB, BATCH_JOB)]
+    commands += [line.partition("slurm.sbatch ")[2] for line in SBATCH.splitlines() if "#   sbatch" in line]
+    assert len(commands) == 5
     for command in commands:
         step, preset, *flags = shlex.split(command, comments=True)
         for flag in ("--address", "--out", "--requirements"):
@@ -165,7 +171,7 @@ def problems(manifest: dict[str, Any]) -> list[str]:
     return [error.message for error in validator(manifest["kind"]).iter_errors(manifest)]
 
 
-@pytest.mark.parametrize("manifest", [RAY_CLUSTER, RAY_JOB], ids=lambda manifest: manifest["kind"])
+@pytest.mark.parametrize("manifest", [RAY_CLUSTER, RAY_JOB, BATCH_JOB], ids=["RayCluster", "RayJob", "batch"])
 def test_manifests_are_valid_for_the_operator(manifest: dict[str, Any]) -> None:
     assert problems(manifest) == []
 
@@ -178,9 +184,94 @@ def test_manifests_are_valid_for_the_operator(manifest: dict[str, Any]) -> None:
         (RAY_CLUSTER, lambda m: m["spec"]["workerGroupSpecs"][0].pop("template")),
         (RAY_CLUSTER, lambda m: m["spec"]["workerGroupSpecs"][0]["template"]["spec"].update(tolerationz=[])),
         (RAY_JOB, lambda m: m["spec"].update(entryPoint="x")),
+        (BATCH_JOB, lambda m: m["spec"]["rayClusterSpec"]["authOptions"].update(mode="tokens")),
     ],
 )
 def test_typo_in_a_manifest_is_detected(manifest: dict[str, Any], change: Any) -> None:
     changed = copy.deepcopy(manifest)
     change(changed)
     assert problems(changed)
+
+
+# One image, and a job that owns its cluster.
+
+
+def run_linter(name: str, *arguments: str) -> str:
+    """The messages of a linter, which the extra `dev` installs next to this Python."""
+    program = Path(sys.executable).parent / name
+    assert program.exists(), f"{name} is missing; install the extra dev"
+    result = subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.stdout + result.stderr
+
+
+def test_image_and_scripts_pass_their_linters() -> None:
+    assert run_linter("hadolint", "Dockerfile") == ""
+    assert run_linter("shellcheck", "slurm.sbatch", "jobs/start.sh") == ""
+
+
+def test_linters_find_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM python\nRUN cd x && pip install torch\n")
+    (tmp_path / "a.sh").write_text("#!/bin/sh\nrm $1\n")
+    assert "DL3006" in run_linter("hadolint", str(tmp_path / "Dockerfile"))
+    assert "SC2086" in run_linter("shellcheck", str(tmp_path / "a.sh"))
+
+
+def test_image_has_the_tested_versions_and_all_code() -> None:
+    (base,) = re.findall(r"^FROM (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert base == IMAGE
+    copied = re.findall(r"^COPY \S+ (.*) \S+$", DOCKERFILE, re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    assert names >= {"constraints.txt", "pyproject.toml", "slick", "tuning", "jobs"}
+    assert all((ROOT / name).exists() for name in names)
+    assert "--constraint constraints.txt" in DOCKERFILE
+
+
+def test_batch_job_of_kubernetes_owns_a_cluster_of_fixed_size() -> None:
+    spec = BATCH_JOB["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    cluster = spec["rayClusterSpec"]
+    assert cluster["rayVersion"] == PINS["ray"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert not cluster.get("enableInTreeAutoscaling"), "Kueue needs a fixed number of nodes"
+    for group in cluster["workerGroupSpecs"]:
+        assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] > 0
+    assert BATCH_JOB["metadata"]["labels"].keys() == {"kueue.x-k8s.io/queue-name"}
+
+
+def test_slurm_job_requires_a_token_and_refuses_to_run_outside_slurm(tmp_path: Path) -> None:
+    assert "RAY_AUTH_MODE=token" in SBATCH
+    command = ["bash", str(ROOT / "slurm.sbatch")]
+    environment = {"PATH": os.environ["PATH"]}
+    usage = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (usage.returncode, usage.stderr[:6]) == (2, "usage:")
+    outside = subprocess.run([*command, "study", "demo"], env=environment, capture_output=True, text=True, check=False)
+    assert outside.returncode != 0
+    assert "submit it with sbatch" in outside.stderr
+
+
+def test_slurm_job_starts_ray_on_every_node_with_one_token(tmp_path: Path) -> None:
+    """With stand-ins for Slurm's commands, that record how they are called."""
+    calls = tmp_path / "calls"
+    stand_ins = {
+        "scontrol": "printf 'node1\\nnode2\\n'",
+        "srun": f'case "$*" in *hostname*) echo 10.0.0.7 10.0.0.8;; *) echo "$RAY_AUTH_TOKEN $*" >> {calls};; esac',
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": "12345",
+        "SLURM_GPUS_ON_NODE": "8",
+    }
+    arguments = ["study", "paper", "--model", "a model", "--out", "/shared/study"]
+    subprocess.run(["bash", str(ROOT / "slurm.sbatch"), *arguments], env=environment, check=True)
+    token, _, line = calls.read_text().partition(" ")
+    assert re.fullmatch(r"[0-9a-f]{64}", token)
+    assert line.strip() == (
+        "--nodes=2 --ntasks=2 --kill-on-bad-exit=1 ray symmetric-run --address 10.0.0.7:22345 --min-nodes 2 "
+        "--num-gpus 8 --disable-usage-stats -- python -m jobs.study paper --model a model --out /shared/study"
+    )
