@@ -24,6 +24,7 @@ from jobs.flags import (
     rejected_value_error,
     unknown_flags_error,
 )
+from jobs.job_log import keep_job_log
 from slick.errors import SettingsError, SlickError, format_file_error, is_disk_error
 from slick.storage import Folder
 from slick.uris import check_command_line
@@ -42,7 +43,9 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     configure_logging()
     try:
         try:
-            _run(main, sys.argv[1:] if argv is None else argv)
+            arguments = sys.argv[1:] if argv is None else argv
+            with keep_job_log(arguments):
+                _run(main, arguments)
         finally:
             sys.stdout.flush()  # a failure when Python exits could not be caught
     except BrokenPipeError:

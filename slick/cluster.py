@@ -289,11 +289,19 @@ def set_job_message(message: str) -> bool:
     Returns:
         False if the driver is not a submitted job.
     """
+    job_id = submitted_job_id()
     try:
-        job_id = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
-        return compat.set_ray_job_message(job_id, message)
-    except (KeyError, TypeError, ValueError):
+        return bool(job_id) and compat.set_ray_job_message(job_id, message)
+    except (TypeError, ValueError):  # its record is not JSON
         return False
+
+
+def submitted_job_id() -> str:
+    """The id of the Ray job that this driver belongs to; empty if it is not a submitted job."""
+    try:
+        return str(json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"])
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def configure_authentication() -> bool:

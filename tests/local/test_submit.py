@@ -62,6 +62,8 @@ def test_step_runs_on_the_cluster(prepared: tuple[Path, str], cluster: HeadClust
     assert "Questions from files/tiny.jsonl, 32 rows" in output, "the log of the step must be followed"
     assert f"{cluster.address}/#/jobs/{parse_job_id(output)}" in output
     assert output.rstrip().endswith(f"job {parse_job_id(output)}: SUCCEEDED")
+    kept = (study / "logs" / f"{parse_job_id(output)}.log").read_text()
+    assert "Questions from files/tiny.jsonl, 32 rows" in kept, "the log must outlive the cluster"
     environment = json.loads(cluster.get(f"/api/jobs/{parse_job_id(output)}"))["runtime_env"]["env_vars"]
     assert environment.items() >= MALLOC_ENV.items(), "workers on a cluster need the malloc settings of local workers"
 
