@@ -147,6 +147,7 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
         graded,
         *external_components(),
         *_untested_epochs(manifests),
+        *_wording_parts(study),
     )
     previous = read_manifest(folder)
     if previous is not None and previous.fingerprint == identity:
@@ -165,6 +166,14 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
         *(counts["holds"], counts["fails"], counts["undecided"], counts["not_testable"], folder),
     )
     return manifest
+
+
+def _wording_parts(study: Folder) -> list[tuple[str, str]]:
+    """The finished parts of the wording step, by name, each with its fingerprint. Other steps do not read them."""
+    folder = study.child("wording")
+    parts = {"wording": folder} | {name: folder.child("trained", name) for name in folder.child("trained").folders()}
+    manifests = {name: read_manifest(part) for name, part in parts.items()}
+    return [(name, manifest.fingerprint) for name, manifest in manifests.items() if manifest is not None]
 
 
 def _untested_epochs(manifests: Mapping[str, Manifest]) -> list[tuple[str, list[int]]]:

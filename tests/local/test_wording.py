@@ -47,7 +47,8 @@ def test_a_fine_tuned_model_answers_its_questions_as_generate_does(reworded: Pat
     rows = pq.read_table(reworded / "wording" / "trained" / run / "answers").to_pylist()
     trained = pq.read_table(reworded / "variants" / "unknown-050.parquet")
     assert {row["question_id"] for row in rows} == set(trained["question_id"].to_pylist())
-    questions = {row["question_id"]: row for row in pq.read_table(reworded / "questions").to_pylist()}
+    parts = (reworded / "questions").glob("part-*.parquet")
+    questions = {row["question_id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
     templates = load_rewordings()
     for row in rows[:8]:
         question = questions[row["question_id"]]
