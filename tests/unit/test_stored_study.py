@@ -1,0 +1,112 @@
+"""Studies that earlier versions wrote are read by this one, and their finished steps are not repeated."""
+
+import json
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import status
+from slick.annotation import AnnotateConfig
+from slick.annotation.wording import WordingConfig
+from slick.datasets import QuestionsConfig, read_questions
+from slick.datasets.relations import load_relations
+from slick.report import ReportConfig, make_report
+from slick.report.loading import load_study
+from slick.report.sections.wording import load_wording
+from slick.settings import identity_settings
+from slick.storage import Folder
+from slick.stored_files import convert
+from slick.study import Manifest, fingerprint, require_manifest
+from slick.study_files import read_knowledge, read_points
+from slick.types import Category
+from slick.variants import VariantsConfig, read_variant
+from slick.world.config import RECIPE, WorldConfig
+from tuning.config import TrainConfig
+from tuning.data import read_rows
+from tuning.grid import SweepConfig
+from tuning.runs import read_curve, run_folder
+
+STORED = sorted((Path(__file__).parents[1] / "stored").glob("study-*.zip"))
+STEPS = ("world", "questions", "annotate", "variants", "sweep", "wording")
+RUNS = ("idk-050-seed0", "known-050-seed0", "unknown-000-seed0", "unknown-050-seed0", "unknown-100-seed0")
+
+
+@pytest.fixture(params=STORED, ids=lambda path: path.stem)
+def study(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    with zipfile.ZipFile(request.param) as archive:
+        archive.extractall(tmp_path / "study")
+    return Folder(str(tmp_path / "study"))
+
+
+def test_there_is_a_stored_study() -> None:
+    assert STORED
+
+
+def test_all_tables_are_read(study: Folder) -> None:
+    labels = read_knowledge(study)
+    assert set(labels["category"].to_pylist()) == set(Category)
+    assert len(read_questions(study)) >= labels.num_rows
+    data = load_study(study)
+    assert tuple(sorted(run.run_id for run in data.runs)) == RUNS
+    assert {len(run.epochs) for run in data.runs} == {3}
+    points = read_points(study)
+    for run_id in RUNS:
+        dev = read_curve(run_folder(study, run_id)).dev_accuracy
+        (last,) = (p for p in points if (p["run_id"], p["policy"], p["epochs"]) == (run_id, "fixed(3)", 3))
+        assert last["dev_all"] == dev[-1], "points have the accuracies of the epochs"
+        rows = read_rows(study, last["variant"])
+        assert len(rows["train"]) == read_variant(study, last["variant"]).num_rows
+    found = load_wording(study)
+    assert found is not None
+    assert found.learned["unknown-050"]
+
+
+def settings_of(manifest: Manifest, kind: Any) -> Any:
+    return convert(manifest.settings, kind, "settings")
+
+
+def test_fingerprints_of_finished_steps_are_those_of_this_version(study: Folder) -> None:
+    """Otherwise the same command would refuse the folder, or repeat the work. A change of meaning must change them."""
+    relations = {name: asdict(relation) for name, relation in load_relations().items()}
+    manifests = {
+        name: require_manifest(study.child(*name.split("/")), name)
+        for name in (
+            "world",
+            "questions",
+            "annotate",
+            "variants",
+            "sweep",
+            "wording",
+            *(f"runs/{name}" for name in RUNS),
+        )
+    }
+    world = settings_of(manifests["world"], WorldConfig)
+    expected = {
+        "world": fingerprint(RECIPE, "", {**world.identity(), "source": ""}),
+        "questions": fingerprint(
+            manifests["questions"].inputs, settings_of(manifests["questions"], QuestionsConfig).identity(), relations
+        ),
+        "wording": fingerprint(
+            manifests["wording"].inputs, identity_settings(settings_of(manifests["wording"], WordingConfig))
+        ),
+    }
+    kinds = {"annotate": AnnotateConfig, "variants": VariantsConfig, "sweep": SweepConfig}
+    for name in (*kinds, *(f"runs/{name}" for name in RUNS)):
+        config = settings_of(manifests[name], kinds.get(name, TrainConfig))
+        expected[name] = fingerprint(manifests[name].inputs, config.identity())
+    assert expected == {name: manifest.fingerprint for name, manifest in manifests.items()}
+
+
+def test_report_and_status_of_a_stored_study(study: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    make_report(study, ReportConfig())
+    outcomes = {row["id"]: row for row in json.loads(study.child("report").read_bytes("outcomes.json"))}
+    assert len(outcomes) == 25
+    assert outcomes["E2"]["holds"] is True
+    status.main(["--out", study.uri])
+    lines = capsys.readouterr().out
+    for step in (*STEPS, "report"):
+        assert f"  {step:<10} done in " in lines
+    assert "5 of 5 trainings, 15 of 15 epochs" in lines
