@@ -185,6 +185,8 @@ def resolve_experiments(config: StudyConfig) -> StudyConfig:
         if shares and not getattr(config.variants, shares):
             half: dict[str, Any] = {shares: (0.5,)}
             config = replace(config, variants=replace(config.variants, **half))
+        if EXPERIMENTS[name].scored_answers:
+            config = replace(config, annotate=replace(config.annotate, hidden=True))
     for name in requested:
         if reasons := unmet_requirements(name, config):
             raise SettingsError(f"experiment {name} cannot run with these settings: it {'; it '.join(reasons)}")
@@ -221,6 +223,8 @@ def unmet_requirements(name: str, config: StudyConfig) -> list[str]:
         reasons.append("needs every answer (--annotate.mode full, --annotate.estimator sampled)")
     if experiment.needs_repeats and not annotate.repeats_per_relation:
         reasons.append("needs questions that are annotated twice (add --annotate.repeats-per-relation 20)")
+    if experiment.scored_answers and not annotate.hidden:
+        reasons.append("needs scores of the stored answers (add --annotate.hidden)")
     if experiment.world and (config.model or not config.embedded):
         reasons.append("needs planted facts: a study without --model")
     return reasons
@@ -271,6 +275,7 @@ def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
         config: resolved settings.
         study: its folder; finished runs in it are counted.
     """
+    from slick.annotation.candidates import DISTRACTOR_NEIGHBORS
     from slick.annotation.step import forecast_engine
 
     sampling, num_sets = config.annotate.sampling, config.annotate.num_exemplar_sets
@@ -279,6 +284,11 @@ def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
              f"(1 greedy + {sampling.num_samples} samples)){_question_count(config, per_question)}"]  # fmt: skip
     if config.annotate.p_true:
         lines.append("and P(True) of the gold answer of each test question")
+    if config.annotate.hidden:
+        lines.append(
+            f"and scores of up to {config.annotate.hidden_questions} questions per relation and category, of up to "
+            f"{2 * config.annotate.hidden_answers + 2 * DISTRACTOR_NEIGHBORS + 1} answers each"
+        )
     model = config.model if os.path.isdir(config.model) else ""  # a forecast downloads nothing
     lines.append(f"annotation: {forecast_engine(study, config.annotate, model)}")
     if not needs_training(config):

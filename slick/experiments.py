@@ -39,6 +39,8 @@ class Experiment:
     """Whether it needs P(True) scores."""
     needs_all_answers: bool = False
     """Whether it needs all answers of the annotation, which only `--mode full` stores."""
+    scored_answers: bool = False
+    """Whether it needs the log-probability and P(True) of stored answers."""
     needs_repeats: bool = False
     """Whether it needs questions that are annotated twice."""
     wording: bool = False
@@ -191,6 +193,13 @@ _EXPERIMENTS = (
         name="stability",
         description="How often a repeated annotation gives another category.",
         needs_repeats=True,
+    ),
+    Experiment(
+        name="hidden",
+        description="Unknown questions whose gold answer the model ranks correctly, although it never generates it.",
+        needs_all_answers=True,
+        scored_answers=True,
+        on_request=True,
     ),
     Experiment(
         name="wording",

@@ -35,6 +35,7 @@ class StoredSettings(TypedDict, total=False):
     matcher: str
     sampling: StoredSampling
     p_true: bool
+    hidden: bool
 
 
 class WorldTraining(TypedDict, total=False):
@@ -73,9 +74,11 @@ class QuestionCounts(TypedDict, total=False):
 
 
 class AnnotateCounts(TypedDict, total=False):
-    """Counts of the annotate step and of P(True)."""
+    """Counts of the annotate step, of P(True) and of the scores of stored answers."""
 
     questions: int
+    candidates: int
+    distractors: int
     generations: int
     answer_tokens: int
     decoded_tokens: int
@@ -137,6 +140,7 @@ _COUNTS: dict[str, Any] = {
     "questions": QuestionCounts,
     "annotate": AnnotateCounts,
     "p_true": AnnotateCounts,
+    "hidden": AnnotateCounts,
     "variants": dict[str, VariantCounts],
     "sweep": SweepCounts,
 }
@@ -173,6 +177,7 @@ class StoredAnnotate:
     """The settings of a study's annotation."""
 
     p_true: bool = False
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

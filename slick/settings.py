@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from slick.errors import SettingsError
 from slick.registry import Registry
 
-Affects = Literal["result", "labels", "p_true", "seed", "length", "evaluations", "cost", "content", "nothing"]
-"""`result`: what the step computes. `labels`, `p_true`: only that part of the annotate step. `seed`: the result, but
+Affects = Literal["result", "labels", "p_true", "hidden", "seed", "length", "evaluations", "cost", "content", "nothing"]
+"""`result`: what the step computes. `labels`, `p_true`, `hidden`: only that part of the annotate step. `seed`: the result, but
 only through random draws. `length`: how far a training goes, not what it computes until then, so it can be extended
 later. `evaluations`: which evaluations are stored, not the weights or the results. `cost`: time and memory. `content`:
 a path to an input, identified by its content. `nothing`: none of these.
@@ -31,6 +31,9 @@ IDENTITY: frozenset[Affects] = frozenset({"result", "labels", "seed"})
 
 P_TRUE_IDENTITY: frozenset[Affects] = frozenset({"result", "p_true"})
 """Settings of the annotate step that are part of the fingerprint of P(True)."""
+
+HIDDEN_IDENTITY: frozenset[Affects] = frozenset({"result", "hidden"})
+"""Settings of the annotate step that are part of the fingerprint of the scores of stored answers."""
 
 COMPARISON: frozenset[Affects] = IDENTITY | {"length", "evaluations"}
 """Settings that `slick compare` compares between studies."""

@@ -118,6 +118,28 @@ P_TRUE_SCHEMA = pa.schema([("question_id", pa.string()), *((name, pa.float64()) 
 `p_a`, `p_b`: probabilities that ` (A` and ` (B` follow the prompt. `p_true`: p_a / (p_a + p_b).
 """
 
+LOG_PROBABILITY_SCHEMA = pa.schema(
+    [("question_id", pa.string()), ("log_probability", pa.list_(pa.float64())), ("num_tokens", pa.int64())]
+)
+"""Schema of `annotate/hidden/log_probabilities/part-*.parquet`: one row per answer; its key is in `question_id`, and
+the lists are over exemplar sets."""
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("question_id", "relation", "answer")),
+        *((name, pa.bool_()) for name in ("is_right", "is_gold", "is_distractor")),
+        ("count", pa.int64()),
+        *LOG_PROBABILITY_SCHEMA.remove(0),
+        *P_TRUE_SCHEMA.remove(0),
+    ]
+)
+"""Schema of `annotate/hidden/candidates.parquet`: one row per question and answer.
+
+`is_gold`: the first gold answer. `is_distractor`: the gold answer of another question. `count`: stored answers that are
+this text. `log_probability`: natural logarithm of the probability of the whole answer and its end, by exemplar set.
+`num_tokens`: number of probabilities in it.
+"""
+
 JUDGE_OUTCOMES = CORRECT, INCORRECT, NOT_ATTEMPTED, UNPARSABLE = (
     *("correct", "incorrect", "not attempted"),
     "unparsable",
@@ -296,6 +318,23 @@ P_TRUE_SPEC = TableSpec(
     ranges=dict.fromkeys(("p_a", "p_b", "p_true"), _UNIT_RANGE),
     allow_empty=True,
 )
+LOG_PROBABILITY_SPEC = TableSpec(
+    schema=LOG_PROBABILITY_SCHEMA,
+    step="annotate",
+    ranges={"num_tokens": (1, INFINITY)},
+    non_empty=frozenset({"log_probability"}),
+    allow_empty=True,
+)
+CANDIDATES_SPEC = TableSpec(
+    schema=CANDIDATE_SCHEMA,
+    step="annotate",
+    ranges={
+        "count": _NON_NEGATIVE,
+        "num_tokens": (1, INFINITY),
+        **dict.fromkeys(("p_a", "p_b", "p_true"), _UNIT_RANGE),
+    },
+    non_empty=frozenset({"log_probability"}),
+)
 JUDGEMENTS_SPEC = TableSpec(
     schema=JUDGEMENT_SCHEMA,
     step="annotate",
@@ -411,13 +450,19 @@ def read_answer_part(folder: Folder, name: str, columns: Sequence[str] | None = 
         name: the file's name.
         columns: the columns to read; None: all.
     """
-    spec = {"gold": GOLD_SPEC, "p_true": P_TRUE_SPEC}.get(folder.name, GENERATIONS_SPEC)
+    specs = {"gold": GOLD_SPEC, "p_true": P_TRUE_SPEC, "log_probabilities": LOG_PROBABILITY_SPEC}
+    spec = specs.get(folder.name, GENERATIONS_SPEC)
     return read_validated_table(folder, name, spec, columns)
 
 
 def read_p_true_rows(folder: Folder) -> pa.Table:
     """All P(True) scores, in the order of the files."""
     return read_validated_parts(folder, P_TRUE_SPEC)
+
+
+def read_candidates(folder: Folder) -> pa.Table:
+    """The candidates in annotate/hidden/, by question."""
+    return read_validated_table(folder, "candidates.parquet", CANDIDATES_SPEC)
 
 
 def read_judgement_part(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table:

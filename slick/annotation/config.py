@@ -105,6 +105,15 @@ class AnnotateConfig:
     and figure 5. It is not part of the labels: the same command adds it to an annotated study."""
     p_true_of: PTrueScope = setting("test", "p_true")
     """Questions to score P(True) of: `test`, in distribution, as in the paper; or `all` that are labelled."""
+    hidden: bool = setting(False, "nothing")
+    """Also score the stored answers, the gold answer and gold answers of other questions, for the experiment `hidden`.
+    It is not part of the labels: the same command adds it to an annotated study."""
+    hidden_questions: int = setting(50, "hidden", minimum=1)
+    """Score the answers to at most this many questions of each relation and category."""
+    hidden_answers: int = setting(10, "hidden", minimum=1)
+    """Score at most this many right and this many wrong stored answers to a question, the most frequent ones."""
+    hidden_prefixes: int = setting(3, "hidden", minimum=1)
+    """Score under this many first exemplar sets; the log-probability of an answer is the mean over them."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -117,6 +126,11 @@ class AnnotateConfig:
             )
         if self.judge.graded:
             raise SettingsError("--judge.graded needs finished labels; give it with --rescore")
+        if self.hidden and (self.mode, self.estimator) != ("full", "sampled"):
+            raise SettingsError(
+                "--hidden ranks the stored answers, so it needs --mode full and --estimator sampled, got "
+                f"{self.mode} and {self.estimator}"
+            )
         if self.sampling.num_samples < 1:
             raise SettingsError("num_samples must be at least 1: samples separate WeaklyKnown from Unknown")
         if self.max_actors is not None and self.max_actors < self.min_actors:

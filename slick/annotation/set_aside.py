@@ -9,6 +9,7 @@ determined after grading, and another rescoring may label them.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, Final
 
@@ -77,8 +78,32 @@ def set_questions_aside(tables: Mapping[str, pa.Table], worker_config: WorkerCon
         style = worker_config.stores[store].style
         count_tokens = token_counter(model, trust_remote_code=trust, style=style)
         set_aside[store] = find_too_long(table, worker_config.stores[store], context, count_tokens)
-        _write(worker_config.folder, store, set_aside[store])
+        write_set_aside(worker_config.folder, store, set_aside[store])
     return set_aside
+
+
+def find_long_prompts(
+    table: pa.Table, store: str, worker_config: WorkerConfig, max_new_tokens: int | None = None
+) -> list[dict[str, Any]]:
+    """The rows of `find_too_long` of one store, which are not written.
+
+    Args:
+        table: the store's questions, with their prompts.
+        store: its name.
+        worker_config: has the store, and the model.
+        max_new_tokens: length of an answer in tokens, if that of the store's sampling does not apply.
+    """
+    from slick.models import context_length
+
+    model, trust = worker_config.engine_config.model, worker_config.engine_config.trust_remote_code
+    spec = worker_config.stores[store]
+    if max_new_tokens is not None:
+        spec = replace(spec, sampling=replace(spec.sampling, max_new_tokens=max_new_tokens))
+    count_tokens = token_counter(model, trust_remote_code=trust, style=spec.style)
+    rows: list[dict[str, Any]] = find_too_long(
+        table, spec, context_length(model, trust_remote_code=trust), count_tokens
+    ).to_pylist()
+    return rows
 
 
 def find_too_long(questions: pa.Table, store: AnswerSetSpec, context: int, count_tokens: CountTokens) -> pa.Table:
@@ -164,8 +189,14 @@ def _check_exemplars(relation: str, store: AnswerSetSpec, context: int, count_to
         )
 
 
-def _write(folder: Folder, store: str, set_aside: pa.Table) -> None:
-    """Write and log the list of one store; delete the file if the list is empty."""
+def write_set_aside(folder: Folder, store: str, set_aside: pa.Table) -> None:
+    """Write and log the list of one store; delete the file if the list is empty.
+
+    Args:
+        folder: gets the folder `set_aside`.
+        store: its name.
+        set_aside: its questions that are set aside, as `SET_ASIDE_SCHEMA`.
+    """
     lists, name = folder.child(SET_ASIDE_FOLDER), f"{store}.parquet"
     if not set_aside.num_rows:
         lists.delete(name)

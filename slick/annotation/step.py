@@ -21,6 +21,7 @@ from slick.annotation.config import (
     Estimator,
     main_store,
 )
+from slick.annotation.hidden import HIDDEN_FOLDER, AnswerPrompts, score_candidates
 from slick.annotation.labels import (
     format_category_shares,
     judge_inputs,
@@ -91,7 +92,7 @@ _EARLIER_RESULTS = "earlier results in this folder are by this engine"
 
 
 def annotate(study: FolderLike, config: AnnotateConfig) -> Manifest:
-    """Write annotate/exemplars.json, generations/, knowledge.parquet and the manifest, and p_true/ if configured.
+    """Write annotate/exemplars.json, generations/, knowledge.parquet and the manifest; p_true/, hidden/ if configured.
 
     Returns:
         The manifest of the labels, with counts of categories by relation and split, generations and tokens.
@@ -109,16 +110,16 @@ def annotate(study: FolderLike, config: AnnotateConfig) -> Manifest:
     """
     study = as_folder(study)
     with exclusive_lock(study, "annotate"):
-        return _annotate_with_p_true(study, config)
+        return _annotate_with_scores(study, config)
 
 
-def _annotate_with_p_true(study: Folder, config: AnnotateConfig) -> Manifest:
+def _annotate_with_scores(study: Folder, config: AnnotateConfig) -> Manifest:
     model = resolve_study_model(study, config.model)
     inputs = {
         "questions": require_manifest(study.child("questions"), "questions").fingerprint,
         "model": model_fingerprint(resolve_model(model)),
     }
-    if config.p_true:
+    if config.p_true or config.hidden:
         check_same_model(study, inputs["model"])
     # Before any fingerprint is computed, so that answers of two engines or dtypes never have the same one.
     device = cache(lambda: detect_device(config.gpus_per_actor))
@@ -126,9 +127,35 @@ def _annotate_with_p_true(study: Folder, config: AnnotateConfig) -> Manifest:
     labels, choice = _resolve_engine(study, labels, model, device)
     manifest = _annotate(study, labels, model, inputs | judge_inputs(labels), choice)
     if config.p_true:
-        scores = _resolve_dtype("P(True)", config, _stored_p_true_dtype(study, labels.dtype), device)
+        scores = _resolve_dtype("P(True)", config, _stored_dtype(study, P_TRUE_FOLDER, labels.dtype), device)
         score_p_true(study, resolve_p_true_engine(study, scores, labels), inputs)
+    if config.hidden:
+        stored = _stored_dtype(study, HIDDEN_FOLDER, labels.dtype)
+        _score_candidates(study, _resolve_dtype("hidden", config, stored, device), model, inputs)
     return manifest
+
+
+def _score_candidates(study: Folder, config: AnnotateConfig, model: str, inputs: dict[str, str]) -> None:
+    """Score the answers in annotate/hidden/ under the prompts of the labels."""
+    folder = study.child("annotate")
+    prompt_format = _prompt_format(model, config)
+    config = replace(config, prompt_format="chat" if isinstance(prompt_format, ChatFormat) else "qa")
+    questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name, ANSWER_START_FIELD.name])
+    without_repeats = replace(config, repeats_per_relation=0)
+    builders = _prompt_builders(folder, questions, read_exemplars(folder), without_repeats, prompt_format)
+    builder = builders[main_store(config)]
+    if config.prompt_format == "chat":
+        selected = select_questions(
+            questions,
+            dev=config.annotate_dev,
+            exemplars=read_exemplars(folder),
+            limit=config.limit_per_relation,
+            with_exemplars=config.annotate_exemplars,
+        )
+        _check_same_prompts(folder, builder, builder.add_prompts(selected), config)
+    if config.gpus_per_actor is not None and config.gpus_per_actor > 1:
+        config = replace(config, gpus_per_actor=1.0)  # the packed engine takes one
+    score_candidates(study, config, model, inputs, AnswerPrompts(builder=builder, style=prompt_format.style))
 
 
 def _resolve_dtype(
@@ -180,9 +207,9 @@ def forecast_engine(study: Folder | None, config: AnnotateConfig, model: str) ->
     return describe_rule(request) if device is None else str(choose_engine(request, device))
 
 
-def _stored_p_true_dtype(study: Folder, labels: str) -> StoredDtype:
-    """The dtype of stored P(True) scores; if there are none, that of the labels they are compared with."""
-    stored = read_stored_dtype([study.child("annotate", P_TRUE_FOLDER)])
+def _stored_dtype(study: Folder, part: str, labels: str) -> StoredDtype:
+    """The dtype of stored scores; if there are none, that of the labels they are compared with."""
+    stored = read_stored_dtype([study.child("annotate", part)])
     return stored if stored.dtype else StoredDtype(dtype=labels, is_finished=False)
 
 

@@ -34,6 +34,7 @@ from slick.formatting import ProgressReporter
 from slick.inference.base import (
     ENGINES,
     Answers,
+    AnswerScore,
     Engine,
     EngineConfig,
     GoldScore,
@@ -45,7 +46,13 @@ from slick.matching import AnswerMatcher, make_matcher, nfc
 from slick.precision import Runtime
 from slick.prompts import P_TRUE_CHOICES, p_true_row
 from slick.storage import Folder
-from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, JUDGEMENT_SCHEMA, P_TRUE_SCHEMA
+from slick.study_files import (
+    GENERATION_SCHEMA,
+    GOLD_SCHEMA,
+    JUDGEMENT_SCHEMA,
+    LOG_PROBABILITY_SCHEMA,
+    P_TRUE_SCHEMA,
+)
 from slick.types import categories
 
 if TYPE_CHECKING:
@@ -67,13 +74,14 @@ determines them, cost of the answers and `slick.precision.Runtime` of the engine
 `slick.errors` and its message."""
 
 Mode = Literal["full", "labels"]
-AnswerKind = Literal["answers", "gold", "p_true", "judge"]
+AnswerKind = Literal["answers", "gold", "p_true", "judge", "log_probability"]
 
 SCHEMAS: dict[AnswerKind, pa.Schema] = {
     "answers": GENERATION_SCHEMA,
     "gold": GOLD_SCHEMA,
     "p_true": P_TRUE_SCHEMA,
     "judge": JUDGEMENT_SCHEMA,
+    "log_probability": LOG_PROBABILITY_SCHEMA,
 }
 
 _LOG = logging.getLogger(__name__)
@@ -94,7 +102,8 @@ class AnswerSetSpec:
     sampling: SamplingConfig
     kind: AnswerKind = "answers"
     """`answers` generates them; `gold` scores the gold answer; `p_true` scores whether the model calls it correct;
-    `judge` decides about the items that take the place of questions."""
+    `judge` decides about the items that take the place of questions; `log_probability` scores the only text of the
+    column `answers` as a whole answer."""
     rubric: str = ANSWER_RUBRIC.name
     """With `judge`: the name of the rubric, see `slick.annotation.rubrics`."""
     style: PromptStyle = field(default_factory=PromptStyle)
@@ -192,6 +201,10 @@ class AnnotationWorker:
         if store.kind == "p_true":
             choices = engine.log_probabilities(batch, P_TRUE_CHOICES)
             return [p_true_row(i, *values) for i, values in zip(batch.question_ids, choices, strict=True)]
+        if store.kind == "log_probability":
+            texts = [nfc(text) for (text,) in gold]
+            answer_scores = engine.answer_log_probabilities(batch, texts, store.sampling.max_new_tokens)
+            return [_log_probability_row(i, values) for i, values in zip(batch.question_ids, answer_scores, strict=True)]
         if store.kind == "judge":
             rubric = RUBRICS[store.rubric]
             return _judgement_rows(rubric, batch, engine.log_probabilities(batch, rubric.choices))
@@ -268,6 +281,14 @@ def _gold_row(question_id: str, scores: Sequence[GoldScore]) -> dict[str, Any]:
     }
 
 
+def _log_probability_row(question_id: str, scores: Sequence[AnswerScore]) -> dict[str, Any]:
+    return {
+        "question_id": question_id,
+        "log_probability": [score.log_probability for score in scores],
+        "num_tokens": scores[0].num_tokens,  # the same after every prefix
+    }
+
+
 def _judgement_rows(
     rubric: Rubric, batch: PromptBatch, log_probabilities: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
@@ -281,7 +302,7 @@ def _judgement_rows(
 
 
 def _row_categories(rows: Sequence[dict[str, Any]], store: AnswerSetSpec) -> list[str]:
-    if store.kind in ("p_true", "judge"):
+    if store.kind in ("p_true", "judge", "log_probability"):
         return []
     greedy = np.array([sum(row["greedy_hit"]) for row in rows])
     if store.kind == "gold":
@@ -383,6 +404,7 @@ def annotate_missing(
     config: "AnnotateConfig",
     note: ProgressNote,
     set_aside: Mapping[str, pa.Table],
+    items: str = "questions",
 ) -> None:
     """Answer every question that no part file holds, except those that are set aside.
 
@@ -393,6 +415,7 @@ def annotate_missing(
         config: sizes of batches, files and the pool.
         note: see `ProgressNote`.
         set_aside: questions of each store to skip.
+        items: what a row is called in progress lines.
 
     Raises:
         SlickError: an actor failed. Written files are kept.
@@ -403,12 +426,12 @@ def annotate_missing(
     }
     missing = {store: missing_batches(worker_config.folder.child(store), whole) for store, whole in batches.items()}
     total, left = (sum(map(_num_questions, by_store.values())) for by_store in (batches, missing))
-    progress = ProgressReporter(label, total, "questions", on_update=set_job_message)
+    progress = ProgressReporter(label, total, items, on_update=set_job_message)
     if not left:
         return
     if left < total:
         progress.resume_at(total - left)
-        _LOG.info("%s: resuming after %s of %s questions", label, f"{progress.done:,}", f"{total:,}")
+        _LOG.info("%s: resuming after %s of %s %s", label, f"{progress.done:,}", f"{total:,}", items)
     started_at = time.monotonic()
     categories: Counter[str] = Counter()
     cost: Counter[str] = Counter()

@@ -14,10 +14,12 @@ from slick.precision import Runtime
 from slick.registry import Registry
 from slick.settings import check_settings, setting
 
-Capability = Literal["answers", "compile", "early_exit", "gold", "log_probabilities", "tensor_parallel"]
+Capability = Literal[
+    "answer_log_probabilities", "answers", "compile", "early_exit", "gold", "log_probabilities", "tensor_parallel"
+]
 """What an engine can do.
 
-`answers`: `Engine.generate`. `compile`: compiled layers. `early_exit`: `generate` with targets skips samples that
+`answer_log_probabilities`: `Engine.answer_log_probabilities`. `answers`: `Engine.generate`. `compile`: compiled layers. `early_exit`: `generate` with targets skips samples that
 cannot change a category. `gold`: `Engine.score`. `log_probabilities`: `Engine.log_probabilities`. `tensor_parallel`:
 one engine on several GPUs.
 """
@@ -107,6 +109,17 @@ class GoldScore:
     """Probability that one sampled answer is this text, in its usual tokenization."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerScore:
+    """The log-probability of one whole answer after one prompt."""
+
+    log_probability: float
+    """Natural logarithm of the probability, at temperature 1 over the whole vocabulary, of the answer's tokens and of
+    any token that ends it."""
+    num_tokens: int
+    """Number of probabilities that are multiplied: the answer's tokens, and one for its end."""
+
+
 @dataclass(slots=True, kw_only=True)
 class EngineStats:
     """Work that an engine has done since it was created."""
@@ -181,6 +194,25 @@ class Engine:
 
         Returns:
             One tuple per question, with one `GoldScore` per prefix.
+
+        Raises:
+            EngineError: see `generate`.
+        """
+        raise NotImplementedError
+
+    def answer_log_probabilities(
+        self, batch: PromptBatch, answers: Sequence[str], max_new_tokens: int
+    ) -> list[tuple[AnswerScore, ...]]:
+        """Log-probability of one whole answer per question under each prefix. Capability `answer_log_probabilities`.
+
+        Args:
+            batch: the prompts.
+            answers: one text per question, which is not empty.
+            max_new_tokens: generated answers are cut off at this length, so an answer of as many tokens or more needs
+                no end.
+
+        Returns:
+            One tuple per question, with one `AnswerScore` per prefix.
 
         Raises:
             EngineError: see `generate`.

@@ -6,7 +6,10 @@ The transformers engine is `slick.inference.packed`; the other one is in `slick.
 from slick.inference.base import Engine, EngineConfig, register_engine
 
 
-@register_engine("transformers", capabilities=("answers", "compile", "early_exit", "gold", "log_probabilities"))
+@register_engine(
+    "transformers",
+    capabilities=("answer_log_probabilities", "answers", "compile", "early_exit", "gold", "log_probabilities"),
+)
 def load_transformers_engine(config: EngineConfig) -> Engine:
     """Load a model onto the device of this process.
 

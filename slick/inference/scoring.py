@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slick.errors import EngineError
-from slick.inference.base import GoldScore, SamplingConfig
+from slick.inference.base import AnswerScore, GoldScore, SamplingConfig
 from slick.inference.packed.sampler import BoolArray, Candidates, IntArray, cumulative_probabilities
 from slick.quantization import model_quantization
 
@@ -283,6 +283,49 @@ def log_probabilities(
         return sum(float(values_NC[first + i, column[token]]) for i, token in enumerate(answer))
 
     return [tuple(log_probability(q, answer) for answer in answers) for q, answers in enumerate(answers_QC)]
+
+
+def score_whole_answers(
+    candidates: Candidates,
+    answers: Sequence[TokenIds],
+    num_prefixes: int,
+    ends_V: BoolArray,
+    max_new_tokens: int,
+) -> list[tuple[AnswerScore, ...]]:
+    """Log-probabilities of whole answers, from those of tokens at each of their positions.
+
+    Args:
+        candidates: log-probabilities of the same token ids in every row, ascending: those of the answers and all that
+            end an answer. For each prompt, prefix by prefix, one row before each token of the answer and one after the
+            last.
+        answers: token ids of the answer to each question, at least one.
+        num_prefixes: number of prompts per question.
+        ends_V: True for tokens that end an answer and add nothing to it.
+        max_new_tokens: an answer of as many tokens or more needs no end.
+
+    Returns:
+        One tuple per question, with one `AnswerScore` per prefix.
+    """
+    values_NC, ids_NC = candidates
+    ids = ids_NC[0]
+    is_end_C = ends_V[ids]
+    # The probability of the end is that of all tokens that end an answer together.
+    end_N = np.logaddexp.reduce(values_NC[:, is_end_C].astype(np.float64), axis=1)
+    columns = [np.searchsorted(ids, np.array(answer)) for answer in answers]
+    scores: list[list[AnswerScore]] = [[] for _ in answers]
+    row = 0
+    for _ in range(num_prefixes):
+        for question, column in enumerate(columns):
+            num = len(column)
+            total = float(values_NC[np.arange(row, row + num), column].astype(np.float64).sum())
+            has_end = num < max_new_tokens
+            scores[question].append(
+                AnswerScore(
+                    log_probability=total + (float(end_N[row + num]) if has_end else 0.0), num_tokens=num + has_end
+                )
+            )
+            row += num + 1
+    return [tuple(of_question) for of_question in scores]
 
 
 def _all_but_last(answer: TokenIds) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from slick.uris import public_name
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep")
 
-MANIFEST_FOLDERS = ("world", "questions", "annotate", "annotate/p_true", "variants", "sweep")
+MANIFEST_FOLDERS = ("world", "questions", "annotate", "annotate/p_true", "annotate/hidden", "variants", "sweep")
 """Folders with a manifest, except those of the runs."""
 
 SPLITS = ("train", "dev", "test")
@@ -34,6 +34,7 @@ _STORE_LABELS = {
     "repeats": "repeated annotation",
     "controls": "control questions",
     "p_true": "P(True)",
+    "hidden": "scores of stored answers",
 }
 
 
@@ -215,6 +216,7 @@ def _runtimes(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> dict[s
     parts = {
         "annotation": [manifests[name] for name in ("annotate",) if name in manifests],
         "P(True)": [manifests[name] for name in ("annotate/p_true",) if name in manifests],
+        "scores of stored answers": [manifests[name] for name in ("annotate/hidden",) if name in manifests],
         "trainings": runs,
     }
     runtimes = {
@@ -310,10 +312,11 @@ def set_aside_rows(manifests: Mapping[str, Manifest]) -> list[tuple[CellValue, .
     For each reason and split, the fine-tuning run with the most questions is listed.
     """
     rows: list[tuple[CellValue, ...]] = []
-    for step in ("annotate", "annotate/p_true"):
+    for step in ("annotate", "annotate/p_true", "annotate/hidden"):
+        folder = "annotate/hidden" if step == "annotate/hidden" else "annotate"
         stores = manifests[step].counts.get("set_aside", {}) if step in manifests else {}
         rows += [
-            (_STORE_LABELS.get(store, store), reason, relation, split, num, f"annotate/{set_aside_file(store, reason)}")
+            (_STORE_LABELS.get(store, store), reason, relation, split, num, f"{folder}/{set_aside_file(store, reason)}")
             for store, reasons in stores.items()
             for reason, relations in reasons.items()
             for relation, splits in relations.items()

@@ -16,6 +16,7 @@ from torch import nn
 from slick.errors import EngineError
 from slick.inference.base import (
     Answers,
+    AnswerScore,
     Engine,
     EngineStats,
     GoldScore,
@@ -26,7 +27,7 @@ from slick.inference.base import (
 from slick.inference.devices import AdaptiveBatcher, model_runtime
 from slick.inference.packed.full_forward import DecoderSelector
 from slick.inference.packed.sampler import AnswerTree, Candidates, CategoryEarlyExit, IntArray
-from slick.inference.scoring import log_probabilities, score_answers, tokens_to_feed
+from slick.inference.scoring import log_probabilities, score_answers, score_whole_answers, tokens_to_feed
 from slick.inference.tokens import PromptTokenizer
 from slick.matching import AnswerMatcher
 from slick.model_files import UNLIMITED_POSITIONS, max_positions
@@ -109,6 +110,21 @@ class TransformersEngine(Engine):
         assert len(batch.prefixes) == 1
         return self._run_batched(
             batch, _GREEDY_ONE_TOKEN, lambda _, questions: self._log_probabilities(questions, choices)
+        )
+
+    def answer_log_probabilities(
+        self, batch: PromptBatch, answers: Sequence[str], max_new_tokens: int
+    ) -> list[tuple[AnswerScore, ...]]:
+        """Log-probability of one answer per question; see `Engine.answer_log_probabilities`.
+
+        Raises:
+            EngineError: see `generate`.
+        """
+        sampling = replace(_GREEDY_ONE_TOKEN, max_new_tokens=max_new_tokens)
+        return self._run_batched(
+            batch,
+            sampling,
+            lambda part, questions: self._answer_log_probabilities(questions, answers[part], max_new_tokens),
         )
 
     def _run_batched(
@@ -204,6 +220,40 @@ class TransformersEngine(Engine):
             num_decoded=num_fed,
         )
         return results
+
+    def _answer_log_probabilities(
+        self, batch: PromptBatch, texts: Sequence[str], max_new_tokens: int
+    ) -> list[tuple[AnswerScore, ...]]:
+        prefixes, prompts = self._tokenizer.prompts(batch)
+        answers = self._tokenizer.answers(batch, prompts[0], texts)
+        if not all(answers):
+            raise EngineError(
+                f"an answer to question {batch.question_ids[answers.index([])]!r} has no tokens, so it has no "
+                "probability; remove it"
+            )
+        lengths_PQ = _lengths(prompts)
+        longest = max(map(len, answers))
+        self._check_fits(lengths_PQ, replace(_GREEDY_ONE_TOKEN, max_new_tokens=longest + 1), batch.question_ids)
+        ends_V = self._tokenizer.stop_tokens(batch.style).ends_V
+        if not ends_V.any():
+            raise EngineError("no token of the model ends an answer, so no whole answer has a probability")
+        decoder = self._decoders.for_length(int(lengths_PQ.max()) + longest)
+        num_prefilled = decoder.num_prefilled
+        candidates = decoder.start(
+            prefixes,
+            [[prompt + answer for prompt, answer in zip(group, answers, strict=True)] for group in prompts],
+            num_candidates=1,
+            num_kept=np.array([len(answer) + 1 for answer in answers]),
+            scored_ids=np.union1d(np.concatenate([np.array(answer) for answer in answers]), np.flatnonzero(ends_V)),
+        )
+        num_fed = len(prompts) * sum(map(len, answers))
+        self._count(
+            lengths_PQ,
+            num_prefilled=decoder.num_prefilled - num_prefilled - num_fed,
+            num_answer_tokens=num_fed,
+            num_decoded=num_fed,
+        )
+        return score_whole_answers(candidates, answers, len(prompts), ends_V, max_new_tokens)
 
     def _count(
         self,
