@@ -17,10 +17,10 @@ from slick.errors import SettingsError
 from slick.registry import Registry
 
 Affects = Literal["result", "labels", "p_true", "hidden", "seed", "length", "evaluations", "cost", "content", "nothing"]
-"""`result`: what the step computes. `labels`, `p_true`, `hidden`: only that part of the annotate step. `seed`: the result, but
-only through random draws. `length`: how far a training goes, not what it computes until then, so it can be extended
-later. `evaluations`: which evaluations are stored, not the weights or the results. `cost`: time and memory. `content`:
-a path to an input, identified by its content. `nothing`: none of these.
+"""`result`: what the step computes. `labels`, `p_true`, `hidden`: only that part of the annotate step. `seed`: the
+result, but only through random draws. `length`: how far a training goes, not what it computes until then, so it can be
+extended later. `evaluations`: which evaluations are stored, not the weights or the results. `cost`: time and memory.
+`content`: a path to an input, identified by its content. `nothing`: none of these.
 """
 
 DEFAULT_AFFECTS: frozenset[Affects] = frozenset({"result", "cost"})

@@ -1,4 +1,4 @@
-"""Which answers to a question are ranked: its distinct stored answers, its gold answer, and distractors. Pure.
+"""Which answers to a question are ranked: its distinct stored answers, its gold answer, and distractors. No Ray.
 
 Distractors are gold answers of other questions of the relation. They are what makes a rank interpretable: a model that
 knows nothing about a question ranks its gold answer above a distractor half of the time, if the two are exchangeable.
@@ -24,11 +24,25 @@ answers and for adding the gold answer; distractors and the rules above are of t
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from slick.matching import normalize
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from slick.annotation.answers import iter_answers
+from slick.annotation.config import AnnotateConfig
+from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
+from slick.annotation.store import sample_by_hash
+from slick.datasets import read_questions
+from slick.matching import JUDGE, make_matcher, normalize
 from slick.rng import row_key
+from slick.storage import Folder
+from slick.study_files import ANSWER_START_FIELD, CONTEXT_FIELD, QUESTION_SCHEMA, read_knowledge
 from slick.types import Category
+
+CANDIDATE_KEY = "key"
+"""Column with a unique name of each question and answer."""
 
 DISTRACTOR_NEIGHBORS = 4
 """A question gets the gold answers of this many neighbors on either side, in an order by a hash of the question_ids."""
@@ -110,7 +124,7 @@ def distractor_pairs(
         groups.setdefault((question.relation, question.category == Category.UNKNOWN), []).append(question)
     pairs: dict[str, list[RankedQuestion]] = {question.question_id: [] for question in questions}
     for (_, is_unknown), group in groups.items():
-        ring = sorted(group, key=lambda question: (int(row_key(0, "distractors", question.question_id))))
+        ring = sorted(group, key=lambda question: int(row_key(0, "distractors", question.question_id)))
         for first, second in _neighbors(len(ring)):
             one, other = ring[first], ring[second]
             if _is_pair(one, other, answers, is_unknown=is_unknown):
@@ -174,3 +188,78 @@ def candidates_of(
         if text not in chosen or not chosen[text].is_right:
             chosen[text] = Candidate(answer=other.gold, is_right=False, is_distractor=True, count=count)
     return list(chosen.values())
+
+
+def questions_to_rank(study: Folder, limit: int) -> pa.Table:
+    """Labelled questions to rank the answers of, with their category.
+
+    Args:
+        study: with finished labels.
+        limit: at most this many of each relation and category, chosen by a hash of their ids.
+    """
+    knowledge = read_knowledge(study, ["question_id", "category"])
+    labels = dict(zip(knowledge["question_id"].to_pylist(), knowledge["category"].to_pylist(), strict=True))
+    questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name, ANSWER_START_FIELD.name])
+    questions = questions.filter(pc.is_in(questions["question_id"], value_set=pa.array(labels, pa.string())))
+    questions = questions.sort_by([("relation", "ascending"), ("question_id", "ascending")])
+    categories = [labels[question_id] for question_id in questions["question_id"].to_pylist()]
+    questions = questions.append_column("category", pa.array(categories, pa.string()))
+    return sample_by_hash(questions, limit, ("relation", "category"))
+
+
+def build_candidates(study: Folder, questions: pa.Table, config: AnnotateConfig, matcher: str) -> pa.Table:
+    """The candidates of all questions, with the columns of their prompts, in the order of the questions.
+
+    Args:
+        study: with stored answers.
+        questions: with category and prompts.
+        config: number of stored answers to rank.
+        matcher: of the labels; gold answers of other questions are compared by `exact` if that is `judge`.
+    """
+    rows = questions.to_pylist()
+    answers = {
+        row["question_id"]: count_answers(row) for row in iter_answers(study, questions["question_id"].combine_chunks())
+    }
+    is_right_by = "exact" if matcher == JUDGE else matcher
+    ranked = [
+        RankedQuestion(
+            question_id=row["question_id"],
+            relation=row["relation"],
+            category=row["category"],
+            gold=row["answers"][0],
+            is_right=cache(make_matcher(row["answers"], is_right_by).is_hit),
+        )
+        for row in rows
+    ]
+    pairs = distractor_pairs(ranked, answers)
+    return _candidate_table(
+        rows,
+        [
+            candidates_of(
+                question,
+                answers.get(question.question_id, AnswerCounts()),
+                pairs[question.question_id],
+                config.hidden_answers,
+            )
+            for question in ranked
+        ],
+    )
+
+
+def _candidate_table(rows: Sequence[Mapping[str, Any]], candidates: Sequence[Sequence[Candidate]]) -> pa.Table:
+    copied = ("question_id", "relation", "domain", "split", "question", PROMPT_GROUP, SUFFIX)
+    return pa.Table.from_pylist(
+        [
+            {name: row[name] for name in copied}
+            | {
+                CANDIDATE_KEY: f"{row['question_id']}\n{number}",
+                "answer": candidate.answer,
+                "is_right": candidate.is_right,
+                "is_gold": candidate.is_gold,
+                "is_distractor": candidate.is_distractor,
+                "count": candidate.count,
+            }
+            for row, of_question in zip(rows, candidates, strict=True)
+            for number, candidate in enumerate(of_question)
+        ]
+    )

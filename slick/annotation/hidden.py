@@ -10,35 +10,38 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slick.annotation.answers import iter_answers
 from slick.annotation.candidates import (
+    CANDIDATE_KEY,
     DISTRACTOR_NEIGHBORS,
-    AnswerCounts,
-    Candidate,
-    RankedQuestion,
-    candidates_of,
-    count_answers,
-    distractor_pairs,
+    build_candidates,
+    questions_to_rank,
 )
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX, PromptBuilder
-from slick.annotation.set_aside import check_set_aside_share, count_set_aside_by_store, find_long_prompts, write_set_aside
-from slick.annotation.store import sample_by_hash, total_cost
+from slick.annotation.set_aside import (
+    check_set_aside_share,
+    count_set_aside_by_store,
+    find_long_prompts,
+    write_set_aside,
+)
+from slick.annotation.store import total_cost
 from slick.annotation.worker import AnswerSetSpec, WorkerConfig, annotate_missing
 from slick.errors import StudyError
 from slick.inference.base import PACKED_ENGINE, PromptStyle, SamplingConfig
-from slick.matching import JUDGE, make_matcher
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
 from slick.settings import HIDDEN_IDENTITY, identity_settings
 from slick.storage import Folder
 from slick.study import Manifest, begin_step, complete_step, fingerprint, require_manifest
-from slick.study_files import CANDIDATE_SCHEMA, SET_ASIDE_SCHEMA, read_answer_part, read_knowledge
+from slick.study_files import (
+    CANDIDATE_SCHEMA,
+    SET_ASIDE_SCHEMA,
+    read_answer_part,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,9 +52,6 @@ P_TRUE_STORE: Final = "p_true"
 """The stores inside it, with one row per candidate."""
 CANDIDATES_FILE: Final = "candidates.parquet"
 """All candidates with their scores."""
-
-_KEY = "key"
-_NO_ANSWERS = AnswerCounts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ def score_candidates(
     identity = fingerprint(inputs, settings)
     if not begin_step(folder, "hidden", identity, settings):
         return require_manifest(folder, "annotate")
-    questions = prompts.builder.add_prompts(questions_to_rank(study, config))
+    questions = prompts.builder.add_prompts(questions_to_rank(study, config.hidden_questions))
     candidates = build_candidates(study, questions, config, str(labels.settings.get("matcher", "exact")))
     tables = {LOG_PROBABILITIES: _answer_rows(candidates), P_TRUE_STORE: _p_true_rows(candidates)}
     worker_config = _worker_config(folder, prompts, tables, model, config)
@@ -112,9 +112,7 @@ def score_candidates(
     scored = _join_scores(folder, candidates.filter(pc.invert(pc.is_in(candidates["question_id"], value_set=ids))))
     folder.write_table(CANDIDATES_FILE, scored)
     counts = _counts(folder, scored) | {"set_aside": count_set_aside_by_store({HIDDEN_FOLDER: set_aside})}
-    _LOG.info(
-        "hidden: scored %s answers to %s questions", f"{counts['candidates']:,}", f"{counts['questions']:,}"
-    )
+    _LOG.info("hidden: scored %s answers to %s questions", f"{counts['candidates']:,}", f"{counts['questions']:,}")
     return complete_step(
         folder, HIDDEN_FOLDER, identity, settings=settings, inputs=inputs, counts=counts, started_at=started_at
     )
@@ -128,82 +126,6 @@ def hidden_settings(config: AnnotateConfig) -> dict[str, Any]:
         "prompt": P_TRUE_PREFIX + p_true_suffix("[question]", "[answer]"),
         "choices": list(P_TRUE_CHOICES),
     }
-
-
-def questions_to_rank(study: Folder, config: AnnotateConfig) -> pa.Table:
-    """Labelled questions to rank the answers of, with their category: at most `hidden_questions` of each relation and
-    category, chosen by a hash of their ids.
-    """
-    from slick.datasets import read_questions
-    from slick.study_files import ANSWER_START_FIELD, CONTEXT_FIELD, QUESTION_SCHEMA
-
-    knowledge = read_knowledge(study, ["question_id", "category"])
-    labels = dict(zip(knowledge["question_id"].to_pylist(), knowledge["category"].to_pylist(), strict=True))
-    questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name, ANSWER_START_FIELD.name])
-    questions = questions.filter(pc.is_in(questions["question_id"], value_set=pa.array(labels, pa.string())))
-    questions = questions.sort_by([("relation", "ascending"), ("question_id", "ascending")])
-    categories = [labels[question_id] for question_id in questions["question_id"].to_pylist()]
-    questions = questions.append_column("category", pa.array(categories, pa.string()))
-    return sample_by_hash(questions, config.hidden_questions, ("relation", "category"))
-
-
-def build_candidates(study: Folder, questions: pa.Table, config: AnnotateConfig, matcher: str) -> pa.Table:
-    """The candidates of all questions, with the columns of their prompts, in the order of the questions.
-
-    Args:
-        study: with stored answers.
-        questions: with category and prompts.
-        config: number of stored answers to rank.
-        matcher: of the labels; gold answers of other questions are compared by `exact` if that is `judge`.
-    """
-    rows = questions.to_pylist()
-    answers = {
-        row["question_id"]: count_answers(row)
-        for row in iter_answers(study, questions["question_id"].combine_chunks())
-    }
-    is_right_by = "exact" if matcher == JUDGE else matcher
-    ranked = [
-        RankedQuestion(
-            question_id=row["question_id"],
-            relation=row["relation"],
-            category=row["category"],
-            gold=row["answers"][0],
-            is_right=cache(make_matcher(row["answers"], is_right_by).is_hit),
-        )
-        for row in rows
-    ]
-    pairs = distractor_pairs(ranked, answers)
-    return _candidate_table(
-        rows,
-        [
-            candidates_of(
-                question,
-                answers.get(question.question_id, _NO_ANSWERS),
-                pairs[question.question_id],
-                config.hidden_answers,
-            )
-            for question in ranked
-        ],
-    )
-
-
-def _candidate_table(rows: Sequence[Mapping[str, Any]], candidates: Sequence[Sequence[Candidate]]) -> pa.Table:
-    copied = ("question_id", "relation", "domain", "split", "question", PROMPT_GROUP, SUFFIX)
-    return pa.Table.from_pylist(
-        [
-            {name: row[name] for name in copied}
-            | {
-                _KEY: f"{row['question_id']}\n{number}",
-                "answer": candidate.answer,
-                "is_right": candidate.is_right,
-                "is_gold": candidate.is_gold,
-                "is_distractor": candidate.is_distractor,
-                "count": candidate.count,
-            }
-            for row, of_question in zip(rows, candidates, strict=True)
-            for number, candidate in enumerate(of_question)
-        ]
-    )
 
 
 def _answer_rows(candidates: pa.Table) -> pa.Table:
@@ -220,7 +142,7 @@ def _p_true_rows(candidates: pa.Table) -> pa.Table:
 def _worker_rows(candidates: pa.Table, groups: pa.ChunkedArray, suffixes: Sequence[str]) -> pa.Table:
     answers = [[answer] for answer in candidates["answer"].to_pylist()]
     table = candidates.select(["relation", "domain", "split"])
-    table = table.append_column("question_id", candidates[_KEY])
+    table = table.append_column("question_id", candidates[CANDIDATE_KEY])
     table = table.append_column("ranked_question", candidates["question_id"])
     table = table.append_column(PROMPT_GROUP, groups)
     table = table.append_column(SUFFIX, pa.array(suffixes, pa.string()))
@@ -292,14 +214,14 @@ def _join_scores(folder: Folder, candidates: pa.Table) -> pa.Table:
         stored = folder.child(store)
         rows = [row for name in stored.names(".parquet") for row in read_answer_part(stored, name).to_pylist()]
         by_store[store] = {row.pop("question_id"): row for row in rows}
-        expected = set(candidates[_KEY].to_pylist())
+        expected = set(candidates[CANDIDATE_KEY].to_pylist())
         if by_store[store].keys() != expected or len(rows) != len(expected):
             raise StudyError(
                 f"{stored} holds {len(rows):,} scores, of which {len(by_store[store].keys() & expected):,} are among "
                 f"the {len(expected):,} expected ones; delete {folder} and run `slick annotate --hidden` again"
             )
     rows = [
-        row | {name: value for scores in by_store.values() for name, value in scores[row[_KEY]].items()}
+        row | {name: value for scores in by_store.values() for name, value in scores[row[CANDIDATE_KEY]].items()}
         for row in candidates.to_pylist()
     ]
     return pa.Table.from_pylist(rows, CANDIDATE_SCHEMA)

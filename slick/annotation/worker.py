@@ -204,7 +204,9 @@ class AnnotationWorker:
         if store.kind == "log_probability":
             texts = [nfc(text) for (text,) in gold]
             answer_scores = engine.answer_log_probabilities(batch, texts, store.sampling.max_new_tokens)
-            return [_log_probability_row(i, values) for i, values in zip(batch.question_ids, answer_scores, strict=True)]
+            return [
+                _log_probability_row(i, values) for i, values in zip(batch.question_ids, answer_scores, strict=True)
+            ]
         if store.kind == "judge":
             rubric = RUBRICS[store.rubric]
             return _judgement_rows(rubric, batch, engine.log_probabilities(batch, rubric.choices))

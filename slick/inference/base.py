@@ -19,9 +19,9 @@ Capability = Literal[
 ]
 """What an engine can do.
 
-`answer_log_probabilities`: `Engine.answer_log_probabilities`. `answers`: `Engine.generate`. `compile`: compiled layers. `early_exit`: `generate` with targets skips samples that
-cannot change a category. `gold`: `Engine.score`. `log_probabilities`: `Engine.log_probabilities`. `tensor_parallel`:
-one engine on several GPUs.
+`answer_log_probabilities`: `Engine.answer_log_probabilities`. `answers`: `Engine.generate`. `compile`: compiled
+layers. `early_exit`: `generate` with targets skips samples that cannot change a category. `gold`: `Engine.score`.
+`log_probabilities`: `Engine.log_probabilities`. `tensor_parallel`: one engine on several GPUs.
 """
 
 PACKED_ENGINE = "transformers"
