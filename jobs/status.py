@@ -29,7 +29,7 @@ from tuning.run_status import (
 )
 
 STUDY_STEPS = ("world", "questions", "annotate", "variants", "sweep", "report")
-P_TRUE, CURATE, WORDING = "P(True)", "curate", "wording"
+P_TRUE, HIDDEN, CURATE, WORDING = "P(True)", "hidden", "curate", "wording"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"  {step:<10} {describe_step(study, step)}")
         if step == "annotate" and (p_true_state := describe_p_true(study)):
             print(f"  {P_TRUE:<10} {p_true_state}")
+        if step == "annotate" and (hidden_state := describe_hidden(study)):
+            print(f"  {HIDDEN:<10} {hidden_state}")
         if step == "annotate" and study.child(CURATE).exists():
             print(f"  {CURATE:<10} {describe_step(study, CURATE)}")
         if step == "sweep" and (study.child(WORDING).exists() or _requests_wording(study)):
@@ -107,6 +109,22 @@ def _requests_wording(study: Folder) -> bool:
     return any(EXPERIMENTS[name].wording for name in _known(requested_experiments(study) or ()))
 
 
+def describe_hidden(study: Folder) -> str:
+    """The state of the scores of stored answers; empty if they are not requested."""
+    folder = study.child("annotate", HIDDEN)
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        counts = manifest.counts
+        num = f"{counts['candidates']:,} answers to {counts['questions']:,} questions scored"
+        return f"done in {format_duration(manifest.seconds)}, {num}"
+    if not folder.exists(STARTED):
+        started = read_start_record(study.child("annotate"))
+        is_requested = _study_settings(study).annotate.hidden or bool(started and started.settings.get("hidden"))
+        return "not begun" if is_requested else ""
+    num_scores = sum(_count_rows(folder.child(store)) for store in ("log_probabilities", "p_true"))
+    return f"begun, not finished, {num_scores:,} scores"
+
+
 def _study_settings(study: Folder) -> StudySettings:
     """The settings of `slick study`; the defaults if the steps were run one by one."""
     return read_study_settings(study) or StudySettings()
@@ -138,7 +156,7 @@ def experiments_left(study: Folder) -> Iterator[str]:
     if not requested or config is None or read_manifest(study.child("annotate")) is None:
         return  # without labels, none is finished
     runs = {row.run_id: row for row in (*_planned_statuses(study), *sweep_run_statuses(study))}
-    p_true_done = read_manifest(study.child("annotate", "p_true")) is not None
+    p_true_done, hidden_done = (read_manifest(study.child("annotate", name)) is not None for name in ("p_true", HIDDEN))
     for name in _known(requested):
         experiment = EXPERIMENTS[name]
         expected = variants_for_experiments([name], config) if experiment.requirements else ()
@@ -148,6 +166,8 @@ def experiments_left(study: Folder) -> Iterator[str]:
             missing.append(P_TRUE)
         if experiment.wording and read_manifest(study.child(WORDING)) is None:
             missing.append("answers in a second wording")
+        if experiment.scored_answers and settings.annotate.hidden and not hidden_done:
+            missing.append("scores of stored answers")
         if states.count("done") < len(states):
             missing.append(f"{len(states) - states.count('done')} of {len(states)} trainings")
         if missing:

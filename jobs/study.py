@@ -285,9 +285,10 @@ def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
     if config.annotate.p_true:
         lines.append("and P(True) of the gold answer of each test question")
     if config.annotate.hidden:
+        num_answers = 2 * config.annotate.hidden_answers + 2 * DISTRACTOR_NEIGHBORS + 1
         lines.append(
-            f"and scores of up to {config.annotate.hidden_questions} questions per relation and category, of up to "
-            f"{2 * config.annotate.hidden_answers + 2 * DISTRACTOR_NEIGHBORS + 1} answers each"
+            f"and scores of up to {num_answers} answers to each of up to {config.annotate.hidden_questions} Unknown "
+            "questions per relation, and a quarter as many of each other category"
         )
     model = config.model if os.path.isdir(config.model) else ""  # a forecast downloads nothing
     lines.append(f"annotation: {forecast_engine(study, config.annotate, model)}")

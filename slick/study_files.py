@@ -127,17 +127,17 @@ the lists are over exemplar sets."""
 CANDIDATE_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("question_id", "relation", "answer")),
-        *((name, pa.bool_()) for name in ("is_right", "is_gold", "is_distractor")),
-        ("count", pa.int64()),
+        *((name, pa.bool_()) for name in ("is_right", "is_gold")),
+        *((name, pa.int64()) for name in ("num_distractors", "count")),
         *LOG_PROBABILITY_SCHEMA.remove(0),
         *P_TRUE_SCHEMA.remove(0),
     ]
 )
 """Schema of `annotate/hidden/candidates.parquet`: one row per question and answer.
 
-`is_gold`: the first gold answer. `is_distractor`: the gold answer of another question. `count`: stored answers that are
-this text. `log_probability`: natural logarithm of the probability of the whole answer and its end, by exemplar set.
-`num_tokens`: number of probabilities in it.
+`is_gold`: the first gold answer. `num_distractors`: number of distractors, gold answers of other questions, that are
+this text. `count`: stored answers that are this text. `log_probability`: natural logarithm of the probability of the
+whole answer and its end, by exemplar set. `num_tokens`: number of probabilities in it.
 """
 
 JUDGE_OUTCOMES = CORRECT, INCORRECT, NOT_ATTEMPTED, UNPARSABLE = (
@@ -329,7 +329,7 @@ CANDIDATES_SPEC = TableSpec(
     schema=CANDIDATE_SCHEMA,
     step="annotate",
     ranges={
-        "count": _NON_NEGATIVE,
+        **dict.fromkeys(("num_distractors", "count"), _NON_NEGATIVE),
         "num_tokens": (1, INFINITY),
         **dict.fromkeys(("p_a", "p_b", "p_true"), _UNIT_RANGE),
     },

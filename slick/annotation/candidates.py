@@ -4,7 +4,8 @@ Distractors are gold answers of other questions of the relation. They are what m
 knows nothing about a question ranks its gold answer above a distractor half of the time, if the two are exchangeable.
 Stored wrong answers are not exchangeable with the gold answer, because the model chose them.
 
-Three rules make gold answer and distractor exchangeable for an absent fact:
+Three rules make the gold answer and a distractor exchangeable for an absent fact, so that over all pairs, the gold
+answer has the higher score half of the time:
 
 - Both belong to the same relation, and to Unknown questions if the question is Unknown. So both are answers of the same
   kind, and equally frequent on average.
@@ -40,6 +41,9 @@ from slick.rng import row_key
 from slick.storage import Folder
 from slick.study_files import ANSWER_START_FIELD, CONTEXT_FIELD, QUESTION_SCHEMA, read_knowledge
 from slick.types import Category
+
+KNOWN_SHARE = 0.25
+"""Questions of each other category, for each Unknown one."""
 
 CANDIDATE_KEY = "key"
 """Column with a unique name of each question and answer."""
@@ -81,7 +85,9 @@ class Candidate:
     is_right: bool
     is_gold: bool = False
     """Whether it is the first gold answer, which is always ranked."""
-    is_distractor: bool = False
+    num_distractors: int = 0
+    """Number of questions whose gold answer it is among the distractors of this question. A frequent gold answer counts
+    as often as it is one: otherwise pairs would not be symmetric."""
     count: int = 0
     """Number of stored answers that are this text; 0 if it was never generated."""
 
@@ -182,11 +188,16 @@ def candidates_of(
             text: Candidate(answer=answers.texts[text], is_right=is_right, count=counts[text])
             for text in kept[:max_answers]
         }
+    num_distractors = Counter(normalize(other.gold) for other in distractors)
     for other in distractors:
         text = normalize(other.gold)
-        count = answers.wrong.get(text, 0)
         if text not in chosen or not chosen[text].is_right:
-            chosen[text] = Candidate(answer=other.gold, is_right=False, is_distractor=True, count=count)
+            chosen[text] = Candidate(
+                answer=other.gold,
+                is_right=False,
+                num_distractors=num_distractors[text],
+                count=answers.wrong.get(text, 0),
+            )
     return list(chosen.values())
 
 
@@ -195,7 +206,8 @@ def questions_to_rank(study: Folder, limit: int) -> pa.Table:
 
     Args:
         study: with finished labels.
-        limit: at most this many of each relation and category, chosen by a hash of their ids.
+        limit: at most this many Unknown ones of each relation, and `KNOWN_SHARE` as many of each other category,
+            chosen by a hash of their ids.
     """
     knowledge = read_knowledge(study, ["question_id", "category"])
     labels = dict(zip(knowledge["question_id"].to_pylist(), knowledge["category"].to_pylist(), strict=True))
@@ -204,7 +216,12 @@ def questions_to_rank(study: Folder, limit: int) -> pa.Table:
     questions = questions.sort_by([("relation", "ascending"), ("question_id", "ascending")])
     categories = [labels[question_id] for question_id in questions["question_id"].to_pylist()]
     questions = questions.append_column("category", pa.array(categories, pa.string()))
-    return sample_by_hash(questions, limit, ("relation", "category"))
+    is_unknown = pc.equal(questions["category"], str(Category.UNKNOWN))
+    parts = [
+        sample_by_hash(questions.filter(mask), num, ("relation", "category"))
+        for mask, num in ((is_unknown, limit), (pc.invert(is_unknown), max(1, round(KNOWN_SHARE * limit))))
+    ]
+    return pa.concat_tables(parts).sort_by([("relation", "ascending"), ("question_id", "ascending")])
 
 
 def build_candidates(study: Folder, questions: pa.Table, config: AnnotateConfig, matcher: str) -> pa.Table:
@@ -256,7 +273,7 @@ def _candidate_table(rows: Sequence[Mapping[str, Any]], candidates: Sequence[Seq
                 "answer": candidate.answer,
                 "is_right": candidate.is_right,
                 "is_gold": candidate.is_gold,
-                "is_distractor": candidate.is_distractor,
+                "num_distractors": candidate.num_distractors,
                 "count": candidate.count,
             }
             for row, of_question in zip(rows, candidates, strict=True)

@@ -108,8 +108,9 @@ class AnnotateConfig:
     hidden: bool = setting(False, "nothing")
     """Also score the stored answers, the gold answer and gold answers of other questions, for the experiment `hidden`.
     It is not part of the labels: the same command adds it to an annotated study."""
-    hidden_questions: int = setting(50, "hidden", minimum=1)
-    """Score the answers to at most this many questions of each relation and category."""
+    hidden_questions: int = setting(100, "hidden", minimum=1)
+    """Score the answers to at most this many Unknown questions of each relation, and a quarter as many of each other
+    category."""
     hidden_answers: int = setting(10, "hidden", minimum=1)
     """Score at most this many right and this many wrong stored answers to a question, the most frequent ones."""
     hidden_prefixes: int = setting(3, "hidden", minimum=1)

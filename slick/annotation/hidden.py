@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from slick.annotation.candidates import (
     CANDIDATE_KEY,
     DISTRACTOR_NEIGHBORS,
+    KNOWN_SHARE,
     build_candidates,
     questions_to_rank,
 )
@@ -123,6 +124,7 @@ def hidden_settings(config: AnnotateConfig) -> dict[str, Any]:
     return {
         **identity_settings(config, HIDDEN_IDENTITY),
         "distractor_neighbors": DISTRACTOR_NEIGHBORS,
+        "known_share": KNOWN_SHARE,
         "prompt": P_TRUE_PREFIX + p_true_suffix("[question]", "[answer]"),
         "choices": list(P_TRUE_CHOICES),
     }
@@ -237,7 +239,7 @@ def _counts(folder: Folder, scored: pa.Table) -> dict[str, Any]:
     counts: dict[str, Any] = {
         "questions": len(set(scored["question_id"].to_pylist())),
         "candidates": scored.num_rows,
-        "distractors": pc.sum(scored["is_distractor"]).as_py() or 0,
+        "distractors": pc.sum(scored["num_distractors"]).as_py() or 0,
     }
     counts |= {name: int(cost[name]) for name in ("prompt_tokens", "prefilled_tokens", "decoded_tokens")}
     return counts | {"engine_seconds": round(cost["seconds"], 3), **runtime}

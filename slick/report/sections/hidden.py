@@ -61,10 +61,10 @@ def _exhibits(loaded: HiddenData) -> tuple[Exhibit, ...]:
             lambda: k_figure(loaded.require_rankings()),
         ),
         table_exhibit(
-            "The Unknown questions by each measure. Above all distractors: share of gold answers, and its expectation "
-            "if all facts were absent. Ranked correctly, never generated: what exceeds it, with intervals that hold "
-            "for all tested measures at once. Above own answers: K = 1 against the model's own wrong answers. All in "
-            "percent.",
+            "The Unknown questions by each measure, in percent. Ranked correctly, never generated: 2 K - 100, the "
+            "share that, ranked above all distractors, gives this K if all others are absent. Intervals hold for all "
+            "tested measures at once. Above all distractors: includes those that are so by chance. Above own answers: "
+            "K = 1 against the model's own wrong answers.",
             lambda: split_table(loaded.require_rankings()),
         ),
         table_exhibit(
@@ -77,8 +77,8 @@ def _exhibits(loaded: HiddenData) -> tuple[Exhibit, ...]:
             lambda: spread_table(loaded.require_spread()),
         ),
         linked_table_exhibit(
-            "Each Unknown question with the rank of its gold answer by log-probability. Of those ranked first, some "
-            "are so by chance.",
+            "Each Unknown question with K of its gold answer in percent. Of absent facts, some are above all "
+            "distractors by chance, one of nine with eight distractors.",
             lambda: unknown_table(loaded.require_rankings()),
         ),
     )
@@ -128,12 +128,12 @@ def _share_sentence(share: HiddenShare) -> str:
         return f"By {share.measure}, the gold answers of {subject} are ranked correctly but never generated."
     if share.verdict == hidden.NONE:
         return (
-            f"By {share.measure}, hidden knowledge is at most negligible: beyond chance, the gold answers of {subject} "
-            f"are ranked first, less than {100 * hidden.NEGLIGIBLE_SHARE:.0f} %."
+            f"By {share.measure}, hidden knowledge is at most negligible: the gold answers of {subject} are ranked "
+            f"correctly beyond chance, less than {100 * hidden.NEGLIGIBLE_SHARE:.0f} %."
         )
     return (
-        f"By {share.measure}, hidden knowledge is inconclusive: beyond chance, the gold answers of {subject} are "
-        "ranked first, an interval that includes 0."
+        f"By {share.measure}, hidden knowledge is inconclusive: the gold answers of {subject} are ranked correctly "
+        "beyond chance, an interval that includes 0."
     )
 
 

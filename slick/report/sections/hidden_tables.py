@@ -35,8 +35,9 @@ def planted_k(
     """
     mask = np.array([strengths.get(name) in included for name in rankings.question_ids.tolist()], dtype=bool)
     mask &= rankings.mask(Category.UNKNOWN) == unknown
-    values = (rankings.own if own else rankings.against_distractors)[hidden.LOG_PROBABILITY]
-    return hidden.mean_interval(values[mask], rankings.clusters[mask])
+    if own:
+        return hidden.mean_interval(rankings.own[hidden.LOG_PROBABILITY][mask], rankings.clusters[mask])
+    return hidden.distractor_interval(rankings, hidden.LOG_PROBABILITY, mask)
 
 
 def k_figure(rankings: Rankings) -> Callable[[Any], None]:
@@ -45,9 +46,7 @@ def k_figure(rankings: Rankings) -> Callable[[Any], None]:
     points = []
     for row, category in enumerate(Category):
         for number, measure in enumerate(hidden.MEASURES):
-            mask = rankings.mask(category)
-            values, clusters = rankings.against_distractors[measure][mask], rankings.clusters[mask]
-            statistic, _ = value_or_reason(hidden.mean_interval, values, clusters)
+            statistic, _ = value_or_reason(hidden.distractor_interval, rankings, measure, rankings.mask(category))
             if statistic is not None:
                 points.append((-row - 0.2 * (number - 1), measure, category, statistic))
     if not points:
@@ -82,16 +81,17 @@ def split_table(rankings: Rankings) -> Table:
             (
                 measure,
                 share.num,
-                round1(100 * share.first),
-                round1(100 * share.chance),
+                format_percent_interval(*share.k[:3], unit=""),
                 format_percent_interval(share.share, share.low, share.high, unit=""),
                 round1(100 * (1 - max(share.share, 0.0))),
+                round1(100 * share.above_distractors),
                 round1(100 * share.above_own),
                 verdict,
             )
         )
-    columns = ("measure", "questions", "above all distractors", "by chance", _RANKED_FIRST, _RANKED_BELOW)
-    return Table(name="hidden_split", columns=(*columns, "above own answers", "hidden knowledge"), rows=tuple(rows))
+    columns = ("measure", "questions", "K, distractors", _RANKED_FIRST, _RANKED_BELOW)
+    above = ("above all distractors", "above own answers")
+    return Table(name="hidden_split", columns=(*columns, *above, "hidden knowledge"), rows=tuple(rows))
 
 
 def k_table(rankings: Rankings) -> Table:
@@ -100,8 +100,9 @@ def k_table(rankings: Rankings) -> Table:
     for category in Category:
         mask = rankings.mask(category)
         for name, values in (("own", rankings.own), ("distractors", rankings.against_distractors)):
+            weights = rankings.num_distractors[mask] if name == "distractors" else None
             cells = [
-                value_or_reason(hidden.mean_interval, values[measure][mask], rankings.clusters[mask])[0]
+                value_or_reason(hidden.mean_interval, values[measure][mask], rankings.clusters[mask], weights)[0]
                 for measure in hidden.MEASURES
             ]
             num = int(np.isfinite(values[hidden.LOG_PROBABILITY][mask]).sum())
@@ -136,13 +137,13 @@ def unknown_table(rankings: Rankings) -> Table:
     rows: list[Row] = []
     for i in np.flatnonzero(rankings.mask(Category.UNKNOWN) & (rankings.num_distractors > 0)):
         own = rankings.own[hidden.LOG_PROBABILITY][i]
-        is_first = rankings.first[hidden.LOG_PROBABILITY][i] == 1
+        is_first = rankings.against_distractors[hidden.LOG_PROBABILITY][i] == 1
         rows.append(
             (
                 str(rankings.question_ids[i]),
                 str(rankings.relations[i]),
                 str(rankings.gold[i]),
-                _RANKED_FIRST if is_first else _RANKED_BELOW,
+                "yes" if is_first else "no",
                 int(rankings.num_distractors[i]),
                 *(
                     round1(100 * float(rankings.against_distractors[measure][i]))
@@ -154,7 +155,7 @@ def unknown_table(rankings: Rankings) -> Table:
     if not rows:
         raise InsufficientDataError("no Unknown question has a distractor")
     rows.sort(key=lambda row: (-float(row[5] or 0), -int(row[4] or 0), str(row[0])))
-    columns = ("question_id", "relation", "answer", "by log-probability", "distractors")
+    columns = ("question_id", "relation", "answer", "above_all_distractors", "distractors")
     ks = ("K_log_probability", "K_p_true", "K_own_log_probability")
     return Table(name="hidden_unknown", columns=(*columns, *ks), rows=tuple(rows))
 
@@ -185,9 +186,9 @@ def planted_table(rankings: Rankings, strengths: Mapping[str, str]) -> Table:
 
 def _first_of_strength(rankings: Rankings, strengths: Mapping[str, str], strength: str, unknown: bool) -> float | None:
     mask = np.array([strengths.get(name) == strength for name in rankings.question_ids.tolist()], dtype=bool)
-    first = rankings.first[hidden.LOG_PROBABILITY][mask & (rankings.mask(Category.UNKNOWN) == unknown)]
+    first = rankings.against_distractors[hidden.LOG_PROBABILITY][mask & (rankings.mask(Category.UNKNOWN) == unknown)]
     first = first[np.isfinite(first)]
-    return round1(100 * float(first.mean())) if len(first) else None
+    return round1(100 * float((first == 1).mean())) if len(first) else None
 
 
 def format_percent_interval(value: float, low: float, high: float, unit: str = " %") -> str:

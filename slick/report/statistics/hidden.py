@@ -5,14 +5,20 @@ count half. There are two kinds of wrong answers, and their K have different mea
 
 - The model's own wrong answers, as in arXiv:2503.15299. K is below one half for an absent fact, not near it: the model
   chose these answers, so it scores them higher than a gold answer that it never gave.
-- Distractors, which are gold answers of other questions (`slick.annotation.candidates`). K is one half for an absent
-  fact, because gold answer and distractor are then exchangeable.
+- Distractors, which are gold answers of other questions (`slick.annotation.candidates`). Over all pairs of absent facts
+  K is one half, because gold answer and distractor are then exchangeable.
 
-So a gold answer above all own wrong answers (K = 1) is evidence that needs no comparison, but is rare by construction;
-and the share of Unknown questions with hidden knowledge is estimated from distractors, as the share of gold answers
-ranked above all of them beyond chance. With D distractors, the gold answer of an absent fact is ranked first with
-probability 1 / (D + 1). Ranking above distractors shows that the model relates the answer to the question. It does not
-show that it learned the fact: an inference, as from a name to a country, has the same effect.
+So K = 1 against the own wrong answers is evidence that needs no comparison, but is rare by construction. The share of
+Unknown questions with hidden knowledge is estimated from K against distractors. If the gold answers of a share s are
+ranked above all distractors, and the others are absent, then K is s + (1 - s) / 2; so s is estimated by 2 K - 1. Every
+question has at most K = 1, so it is also a lower bound of the share of questions with any hidden knowledge. A single
+question that is ranked above all distractors may be so by chance, the more often the fewer distractors it has.
+
+All pairs have the same weight, so a question counts as often as it has distractors. With equal weights of questions, K
+would exceed one half for absent facts: gold answers that are frequent guesses have fewer pairs and more wins.
+
+Ranking above distractors shows that the model relates the answer to the question. It does not show that it learned the
+fact: an inference, as from a name to a country, has the same effect.
 
 Source: Z. Gekhman et al. 2025, "Inside-Out: Hidden Factual Knowledge in LLMs", arXiv:2503.15299, for K.
 
@@ -66,17 +72,10 @@ class Rankings:
     """By measure: K against the model's own wrong answers, of all right answers that were scored."""
     against_distractors: Mapping[str, FloatArray]
     """By measure: K of the gold answer against distractors."""
-    first: Mapping[str, FloatArray]
-    """By measure: 1 if the gold answer is above all distractors, 0 if it is not; 1 / n if it ties with n - 1 of them
-    for the first rank."""
     num_distractors: NDArray[np.int64]
+    """Number of pairs of a question and a distractor: the weight of the question in a mean of these K."""
     choice_mass: float
     """Probability of both choices of P(True) together, averaged over all answers."""
-
-    @property
-    def chance(self) -> FloatArray:
-        """Probability that the gold answer of an absent fact is above all distractors, shape (Q,)."""
-        return np.asarray(1.0 / (self.num_distractors + 1.0), dtype=np.float64)
 
     @property
     def is_p_true_informative(self) -> bool:
@@ -95,17 +94,27 @@ class HiddenShare:
     measure: str
     num: int
     """Unknown questions with a distractor."""
-    first: float
-    """Share of gold answers above all distractors."""
-    chance: float
-    """Expected share if all of these facts are absent."""
-    share: float
-    """Share of questions that are ranked correctly but never generated: `first` beyond chance."""
-    low: float
-    high: float
-    """The ends of its interval; below 0 where fewer are first than by chance."""
+    k: RankStatistic
+    """Mean K against distractors, and its interval."""
+    above_distractors: float
+    """Share of gold answers above all distractors, which includes those that are so by chance."""
     above_own: float
     """Share of gold answers above all of the model's own wrong answers (K = 1), of questions with any."""
+
+    @property
+    def share(self) -> float:
+        """Estimated share of questions that are ranked correctly but never generated; below 0 if K is below 1 / 2."""
+        return 2 * self.k.value - 1
+
+    @property
+    def low(self) -> float:
+        """The lower end of its interval."""
+        return 2 * self.k.low - 1
+
+    @property
+    def high(self) -> float:
+        """The upper end of its interval."""
+        return 2 * self.k.high - 1
 
     @property
     def verdict(self) -> str:
@@ -115,23 +124,22 @@ class HiddenShare:
         return NONE if self.high < NEGLIGIBLE_SHARE else INCONCLUSIVE
 
 
-def pair_share(right: FloatArray, wrong: FloatArray) -> float:
+def pair_share(right: FloatArray, wrong: FloatArray, weights: NDArray[np.int64] | None = None) -> float:
     """K: share of pairs in which the right answer has the higher score; ties count half.
+
+    Args:
+        right: scores of right answers.
+        wrong: scores of wrong answers.
+        weights: how often each wrong answer counts; None for once.
 
     >>> pair_share(np.array([2.0]), np.array([1.0, 2.0, 3.0]))
     0.5
+    >>> pair_share(np.array([2.0]), np.array([1.0, 3.0]), np.array([3, 1]))
+    0.75
     """
     difference = right[:, None] - wrong[None]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
-
-
-def first_rank(gold: float, others: FloatArray) -> float:
-    """1 if a score is the highest, 0 if it is not; 1 / n if it is one of n equal highest ones.
-
-    >>> first_rank(2.0, np.array([1.0])), first_rank(2.0, np.array([2.0, 1.0])), first_rank(2.0, np.array([3.0]))
-    (1.0, 0.5, 0.0)
-    """
-    return 0.0 if (others > gold).any() else 1.0 / (1.0 + float((others == gold).sum()))
+    wins = ((difference > 0) + 0.5 * (difference == 0)).mean(axis=0)
+    return float(np.average(wins, weights=weights))
 
 
 def rank_answers(
@@ -148,25 +156,21 @@ def rank_answers(
     for row in candidates:
         by_question.setdefault(row["question_id"], []).append(row)
     ids = sorted(by_question)
-    kinds = ("own", "distractors", "first")
-    values = {kind: {measure: np.full(len(ids), np.nan) for measure in MEASURES} for kind in kinds}
+    own_k, distractor_k = ({measure: np.full(len(ids), np.nan) for measure in MEASURES} for _ in range(2))
     golds, num_distractors = [], np.zeros(len(ids), dtype=np.int64)
     for i, question_id in enumerate(ids):
         rows = by_question[question_id]
         (gold,) = (row for row in rows if row["is_gold"])
         golds.append(gold)
-        right, own, distractors = (
-            np.array([test(row) for row in rows])
-            for test in (lambda row: row["is_right"], _is_own_wrong, lambda row: row["is_distractor"])
-        )
-        num_distractors[i] = distractors.sum()
+        right, own = (np.array([test(row) for row in rows]) for test in (lambda row: row["is_right"], _is_own_wrong))
+        weights = np.array([row["num_distractors"] for row in rows])
+        num_distractors[i] = weights.sum()
         for measure, scores in _scores(rows).items():
             if own.any():
-                values["own"][measure][i] = pair_share(scores[right], scores[own])
-            if distractors.any():
+                own_k[measure][i] = pair_share(scores[right], scores[own])
+            if weights.any():
                 score = scores[rows.index(gold)]
-                values["distractors"][measure][i] = pair_share(np.array([score]), scores[distractors])
-                values["first"][measure][i] = first_rank(score, scores[distractors])
+                distractor_k[measure][i] = pair_share(np.array([score]), scores, weights)
     mass = [row["p_a"] + row["p_b"] for rows in by_question.values() for row in rows]
     return Rankings(
         question_ids=np.array(ids, dtype=str),
@@ -174,9 +178,8 @@ def rank_answers(
         categories=np.array([categories[name] for name in ids], dtype=str),
         clusters=np.array([subjects.get(name) or f"question {name}" for name in ids], dtype=str),
         gold=np.array([row["answer"] for row in golds], dtype=str),
-        own=values["own"],
-        against_distractors=values["distractors"],
-        first=values["first"],
+        own=own_k,
+        against_distractors=distractor_k,
         num_distractors=num_distractors,
         choice_mass=float(np.mean(mass)) if mass else 0.0,
     )
@@ -196,7 +199,12 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, FloatArray]:
     }
 
 
-def mean_interval(values: FloatArray, clusters: NDArray[np.str_], confidence: float = 0.95) -> RankStatistic:
+def mean_interval(
+    values: FloatArray,
+    clusters: NDArray[np.str_],
+    weights: NDArray[np.int64] | None = None,
+    confidence: float = 0.95,
+) -> RankStatistic:
     """The mean of values in [0, 1] over questions, with an interval that allows for questions of the same subject.
 
     Wilson's interval for as many independent questions as give the standard error of the mean over clusters. So it
@@ -205,6 +213,7 @@ def mean_interval(values: FloatArray, clusters: NDArray[np.str_], confidence: fl
     Args:
         values: shape (Q,); NaN is left out.
         clusters: shape (Q,).
+        weights: shape (Q,); None for equal ones.
         confidence: of the two-sided interval.
 
     Raises:
@@ -213,18 +222,35 @@ def mean_interval(values: FloatArray, clusters: NDArray[np.str_], confidence: fl
     from scipy.stats import t
 
     kept = np.isfinite(values)
+    weight = np.ones(int(kept.sum())) if weights is None else weights[kept].astype(np.float64)
     values, (_, index) = values[kept], np.unique(clusters[kept], return_inverse=True)
     num_clusters = int(index.max()) + 1 if len(index) else 0
     if num_clusters < MIN_QUESTIONS:
         raise InsufficientDataError(f"needs {MIN_QUESTIONS} questions of different subjects, there are {num_clusters}")
-    mean = float(values.mean())
-    sums = np.bincount(index, weights=values - mean)
-    variance = num_clusters / (num_clusters - 1) * float((sums**2).sum()) / len(values) ** 2
+    mean = float(np.average(values, weights=weight))
+    sums = np.bincount(index, weights=weight * (values - mean))
+    variance = num_clusters / (num_clusters - 1) * float((sums**2).sum()) / float(weight.sum()) ** 2
     spread = mean * (1 - mean)
     num_effective = spread / variance if variance > 0 and spread > 0 else float(num_clusters)
     quantile = float(t.ppf((1 + confidence) / 2, num_clusters - 1))
     low, high = wilson_interval(mean * num_effective, num_effective, 2 * NormalDist().cdf(quantile) - 1)
     return RankStatistic(mean, min(low, mean), max(high, mean), len(values))  # rounding may exclude a mean of 0 or 1
+
+
+def distractor_interval(
+    rankings: Rankings, measure: str, mask: NDArray[np.bool_], confidence: float = 0.95
+) -> RankStatistic:
+    """K against distractors over some questions, in which all pairs have the same weight.
+
+    Raises:
+        InsufficientDataError: see `mean_interval`.
+    """
+    return mean_interval(
+        rankings.against_distractors[measure][mask],
+        rankings.clusters[mask],
+        rankings.num_distractors[mask],
+        confidence,
+    )
 
 
 def tested_measures(rankings: Rankings) -> tuple[str, ...]:
@@ -244,20 +270,15 @@ def hidden_share(rankings: Rankings, measure: str, *, num_tests: int = 1) -> Hid
         InsufficientDataError: there are too few Unknown questions with a distractor.
     """
     unknown = rankings.mask(Category.UNKNOWN)
-    compared = unknown & (rankings.num_distractors > 0)
-    first = mean_interval(rankings.first[measure][compared], rankings.clusters[compared], 1 - 0.05 / num_tests)
-    chance = float(rankings.chance[compared].mean())
+    k = distractor_interval(rankings, measure, unknown, 1 - 0.05 / num_tests)
+    compared = rankings.against_distractors[measure][unknown & (rankings.num_distractors > 0)]
     own = rankings.own[measure][unknown]
     own = own[np.isfinite(own)]
-    share, low, high = ((value - chance) / (1 - chance) for value in (first.value, first.low, first.high))
     return HiddenShare(
         measure=measure,
-        num=first.num,
-        first=first.value,
-        chance=chance,
-        share=share,
-        low=low,
-        high=high,
+        num=k.num,
+        k=k,
+        above_distractors=float((compared == 1.0).mean()),
         above_own=float((own == 1.0).mean()) if len(own) else 0.0,
     )
 
