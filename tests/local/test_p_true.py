@@ -1,4 +1,4 @@
-"""P(True) on real Ray: equal to a plain forward pass, resumable, bound to the labelled model, added to old labels."""
+"""P(True) and scores of stored answers on real Ray: equal to a plain forward pass, resumable, added to old labels."""
 
 import math
 import shutil
@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.status import describe_p_true
-from slick.annotation import AnnotateConfig, annotate, read_p_true
+from jobs.status import describe_hidden, describe_p_true
+from slick.annotation import AnnotateConfig, RescoreConfig, annotate, read_generations, read_p_true, rescore
 from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.errors import EngineError, StudyError
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.engine import TransformersEngine
+from slick.matching import make_matcher, normalize
 from slick.models import load_model, load_tokenizer
-from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
+from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, few_shot_prefix, few_shot_suffix, p_true_suffix
+from slick.report.statistics.hidden_answers import load_hidden
 from slick.storage import Folder
 from slick.study import require_manifest
-from slick.study_files import P_TRUE_SCHEMA
+from slick.study_files import CANDIDATE_SCHEMA, P_TRUE_SCHEMA, read_candidates, read_exemplars
 from slick.world import build_world, smoke_world_config
 from tests.local.tiny import CONFIGS, save_tiny_model, tiny_model, tiny_tokenizer
 
@@ -61,6 +63,54 @@ def test_log_probability_of_a_text_is_the_sum_over_its_tokens(name: str) -> None
     assert engine.stats.generations == 0
     assert engine.stats.prompts == len(NAMES)
     assert engine.stats.prompt_tokens == sum(len(tokenizer(P_TRUE_PREFIX + s)["input_ids"]) for s in BATCH.suffixes)
+
+
+def reference_answer_score(model: Any, tokenizer: Any, prompt: str, answer: str, *, with_end: bool) -> float:
+    """Log-probability of a whole answer: its tokens, and any token that ends a line and adds no text to it."""
+    total = reference_log_probability(model, tokenizer, prompt, answer)
+    if not with_end:
+        return total
+    ids = tokenizer(f"{prompt} {answer}", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        after = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, -1].double(), dim=-1)
+    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    ends = [i for i, text in enumerate(texts) if "\n" in text and not text.split("\n")[0].strip()]
+    return total + float(torch.logsumexp(after[sorted({*ends, tokenizer.eos_token_id})], dim=0))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
+def test_log_probability_of_whole_answers_equals_a_plain_pass(name: str) -> None:
+    """Under several prefixes, for answers of different lengths, and for one as long as generated answers may be."""
+    model, tokenizer = tiny_model(name, spread=0.1), tiny_tokenizer()
+    engine = TransformersEngine(model, tokenizer, batch_questions=3)
+    prefixes = [few_shot_prefix([("Where is Rome?", "Italy")]), few_shot_prefix([("Who wrote Dune?", "Frank Herbert")])]
+    names = ("Peru", "Ada", "Emmy", "Dune", "Lima")
+    batch = PromptBatch(
+        prefixes=prefixes, question_ids=names, suffixes=[few_shot_suffix(f"What is {name}?") for name in names]
+    )
+    answers = ("London", "Lo", "Paris and Rome", "Dune", "the city of Lima in Peru")
+    cut = max(len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]) for answer in answers)
+    for suffix, answer, scores in zip(
+        batch.suffixes, answers, engine.answer_log_probabilities(batch, answers, cut), strict=True
+    ):
+        has_end = answer != answers[-1]
+        expected = [
+            reference_answer_score(model, tokenizer, prefix + suffix, answer, with_end=has_end) for prefix in prefixes
+        ]
+        assert [score.log_probability for score in scores] == pytest.approx(expected, abs=1e-4)
+        num_tokens = len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
+        assert {score.num_tokens for score in scores} == {num_tokens + has_end}
+    assert engine.stats.generations == 0
+
+
+def test_whole_answers_from_non_finite_logits_are_an_error() -> None:
+    model = tiny_model("llama")
+    engine = TransformersEngine(model, tiny_tokenizer())
+    answers = ["London"] * len(NAMES)
+    assert engine.answer_log_probabilities(BATCH, answers, 4)
+    model.lm_head.weight.data[5, 5] = float("nan")
+    with pytest.raises(EngineError, match="not finite"):
+        engine.answer_log_probabilities(BATCH, answers, 4)
 
 
 def test_scoring_does_not_change_later_samples() -> None:
@@ -215,3 +265,83 @@ def test_other_settings_are_refused_and_all_questions_can_be_scored(
     by_question = dict(zip(p_true["question_id"].to_pylist(), p_true["p_true"].to_pylist(), strict=True))
     for row in read_p_true(scored_study).to_pylist():  # other batches differ in the last digits only
         assert by_question[row["question_id"]] == pytest.approx(row["p_true"], abs=1e-5)
+
+
+CONFIG_WITH_HIDDEN = replace(CONFIG, hidden=True, hidden_questions=4, hidden_answers=3, hidden_prefixes=2)
+
+
+@pytest.fixture(scope="module")
+def ranked_study(tmp_path_factory: pytest.TempPathFactory, labelled: Folder) -> Folder:
+    """The study of `labelled`, with scores of stored answers added later."""
+    return score_copy(tmp_path_factory.mktemp("ranked"), labelled, CONFIG_WITH_HIDDEN)
+
+
+def test_scores_of_stored_answers_equal_a_plain_pass(ranked_study: Folder) -> None:
+    folder = ranked_study.child("annotate", "hidden")
+    table = read_candidates(folder)
+    assert table.schema.equals(CANDIDATE_SCHEMA)
+    questions = {row["question_id"]: row for row in read_questions(ranked_study).to_pylist()}
+    exemplars = read_exemplars(ranked_study.child("annotate"))
+    model_folder = ranked_study.child("world", "model").local_path
+    model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
+    for row in table.to_pylist()[::97]:
+        question = questions[row["question_id"]]
+        for ids, log_probability in zip(exemplars[row["relation"]], row["log_probability"], strict=True):
+            shots = [(questions[i]["question"], questions[i]["answers"][0]) for i in ids]
+            prompt = few_shot_prefix(shots) + few_shot_suffix(question["question"])
+            has_end = row["num_tokens"] > len(tokenizer(f" {row['answer']}", add_special_tokens=False)["input_ids"])
+            expected = reference_answer_score(model, tokenizer, prompt, row["answer"], with_end=has_end)
+            assert log_probability == pytest.approx(expected, abs=1e-3)
+        suffix = p_true_suffix(question["question"], row["answer"])
+        p_a, p_b = (
+            math.exp(reference_log_probability(model, tokenizer, P_TRUE_PREFIX + suffix, text))
+            for text in P_TRUE_CHOICES
+        )
+        assert row["p_true"] == pytest.approx(p_a / (p_a + p_b), abs=1e-4)
+
+
+def test_candidates_are_gold_answers_stored_answers_and_distractors(ranked_study: Folder, labelled: Folder) -> None:
+    rows = read_candidates(ranked_study.child("annotate", "hidden")).to_pylist()
+    questions = {row["question_id"]: row for row in read_questions(ranked_study).to_pylist()}
+    stored = {row["question_id"]: row for row in read_generations(ranked_study).to_pylist()}
+    golds = {
+        relation: {normalize(row["answers"][0]) for row in questions.values() if row["relation"] == relation}
+        for relation in {row["relation"] for row in rows}
+    }
+    for row in rows:
+        question, answers = questions[row["question_id"]], stored[row["question_id"]]
+        texts = [*answers["greedy_text"], *(text for samples in answers["sampled_text"] for text in samples)]
+        assert row["count"] == sum(normalize(text) == normalize(row["answer"]) for text in texts)
+        assert row["is_right"] == make_matcher(question["answers"], "exact").is_hit(row["answer"])
+        assert row["is_gold"] == (row["answer"] == question["answers"][0])
+        assert row["is_gold"] or row["count"] or row["num_distractors"]
+        assert not row["num_distractors"] or normalize(row["answer"]) in golds[row["relation"]]
+    assert {row["question_id"] for row in rows if row["is_gold"]} == {row["question_id"] for row in rows}
+    before, after = (study.child("annotate").sizes() for study in (labelled, ranked_study))
+    assert {name for name in after if name not in before} == {name for name in after if name.startswith("hidden/")}
+    assert load_hidden(ranked_study).rankings is not None
+
+
+def test_missing_scores_are_computed_again(ranked_study: Folder, tmp_path: Path) -> None:
+    study = copy_study(tmp_path, ranked_study)
+    folder = study.child("annotate", "hidden")
+    expected = read_candidates(folder)
+    assert f", {expected.num_rows:,} answers to " in describe_hidden(study)
+    for name in ("manifest.json", "candidates.parquet"):
+        folder.delete(name)
+    stored = folder.child("log_probabilities")
+    for name in stored.names(".parquet")[::2]:
+        stored.delete(name)
+    assert describe_hidden(study).startswith("begun, not finished, ")
+    annotate(study, CONFIG_WITH_HIDDEN)
+    assert read_candidates(folder).equals(expected)
+
+
+def test_scores_of_other_labels_are_not_used(ranked_study: Folder, tmp_path: Path) -> None:
+    study = copy_study(tmp_path, ranked_study)
+    rescore(study, RescoreConfig(matcher="raw"))
+    loaded = load_hidden(study)
+    assert loaded.rankings is None
+    assert "scored for other labels" in loaded.rankings_missing
+    with pytest.raises(StudyError, match="hidden was written with other inputs or settings"):
+        annotate(study, replace(CONFIG_WITH_HIDDEN, matcher="raw"))

@@ -145,10 +145,17 @@ def test_a_share_of_a_gpu_counts_as_such(small: str, installed: Callable[[bool],
     )
 
 
-def test_vllm_declares_every_capability() -> None:
+def test_vllm_declares_its_capabilities() -> None:
     transformers, vllm = (ENGINES.get(name).capabilities for name in ("transformers", "vllm"))
-    assert transformers == {"answers", "compile", "early_exit", "gold", "log_probabilities"}
-    assert vllm == transformers - {"compile"} | {"tensor_parallel"}
+    assert transformers == {
+        "answer_log_probabilities",
+        "answers",
+        "compile",
+        "early_exit",
+        "gold",
+        "log_probabilities",
+    }
+    assert vllm == transformers - {"answer_log_probabilities", "compile"} | {"tensor_parallel"}
     for needs in ({"estimator": "gold"}, {"mode": "labels"}, {"gpus_per_actor": 2}):
         AnnotateConfig(engine="vllm", **needs)
         AnnotateConfig(**needs)
