@@ -15,7 +15,14 @@ from slick.report.comparison import ComparedStudy, group_by_settings, have_same_
 from slick.report.data import StudyData
 from slick.report.provenance import Provenance, read_provenance
 from slick.report.setting_differences import SettingDifference, setting_differences
-from slick.settings import P_TRUE_IDENTITY, field_affects, filter_settings, nested_settings_class, settings_class
+from slick.settings import (
+    HIDDEN_IDENTITY,
+    P_TRUE_IDENTITY,
+    field_affects,
+    filter_settings,
+    nested_settings_class,
+    settings_class,
+)
 from slick.storage import Folder
 from slick.study import Manifest, complete_step, fingerprint, read_manifest, settings_to_json
 from slick.world.config import WorldConfig
@@ -114,11 +121,13 @@ def study(
         },
         "sweep": {"unknown-050-seed0": "finetune 3"},
         "p_true": {"questions": "questions", "model": "weights"},
+        "hidden": {"questions": "questions", "model": "weights", "labels": "annotate"},
     }
     settings = settings_by_step(change, path)
     contents = {"world": {"recipe": 3}, "questions": {"relations": "default"}}
-    names = {"finetune": "runs/unknown-050-seed0", "p_true": "annotate/p_true"}
+    names = {"finetune": "runs/unknown-050-seed0", "p_true": "annotate/p_true", "hidden": "annotate/hidden"}
     scored = filter_settings(AnnotateConfig, settings["annotate"], P_TRUE_IDENTITY)
+    ranked = filter_settings(AnnotateConfig, settings["annotate"], HIDDEN_IDENTITY)
     return {
         names.get(step, step): Manifest(
             step=step,
@@ -130,7 +139,7 @@ def study(
             versions={"torch": "2.13.0"},
             identity=None if older else {**filter_settings(settings_class(step), values), **contents.get(step, {})},
         )
-        for step, values in {**settings, "p_true": scored}.items()
+        for step, values in {**settings, "p_true": scored, "hidden": ranked}.items()
     }
 
 
@@ -226,7 +235,7 @@ def test_different_input_is_reported(step: str, name: str, row: tuple[str, str])
 def test_products_of_worlds_with_different_seeds_are_not_differences() -> None:
     manifests = study(("world", "seed"))
     other_weights = changed_input(manifests, "annotate", "model", "another")
-    for step in ("variants", "annotate/p_true", "runs/unknown-050-seed0"):
+    for step in ("variants", "annotate/p_true", "annotate/hidden", "runs/unknown-050-seed0"):
         other_weights = changed_input(other_weights, step, "model", "another")
     assert compared(study(), changed_input(other_weights, "questions", "source", "another")) == []
     a, b, c = compared_studies(study(), changed_input(study(), "annotate", "model", "again"), manifests)
@@ -237,7 +246,7 @@ def test_external_models_and_questions_are_compared_whatever_the_seeds() -> None
     def own(model: str, questions: str) -> dict[str, Manifest]:
         manifests = study(("annotate", "seed"))
         del manifests["world"]
-        for step in ("annotate", "variants", "annotate/p_true", "runs/unknown-050-seed0"):
+        for step in ("annotate", "variants", "annotate/p_true", "annotate/hidden", "runs/unknown-050-seed0"):
             manifests = changed_input(manifests, step, "model", model)
         return changed_input(manifests, "questions", "source", questions)
 
