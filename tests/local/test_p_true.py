@@ -89,16 +89,15 @@ def test_log_probability_of_whole_answers_equals_a_plain_pass(name: str) -> None
         prefixes=prefixes, question_ids=names, suffixes=[few_shot_suffix(f"What is {name}?") for name in names]
     )
     answers = ("London", "Lo", "Paris and Rome", "Dune", "the city of Lima in Peru")
-    cut = max(len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]) for answer in answers)
-    for suffix, answer, scores in zip(
-        batch.suffixes, answers, engine.answer_log_probabilities(batch, answers, cut), strict=True
-    ):
-        has_end = answer != answers[-1]
+    lengths = [len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]) for answer in answers]
+    assert sorted(lengths)[-2] < max(lengths)
+    results = engine.answer_log_probabilities(batch, answers, max(lengths))
+    for suffix, answer, num_tokens, scores in zip(batch.suffixes, answers, lengths, results, strict=True):
+        has_end = num_tokens < max(lengths)
         expected = [
             reference_answer_score(model, tokenizer, prefix + suffix, answer, with_end=has_end) for prefix in prefixes
         ]
         assert [score.log_probability for score in scores] == pytest.approx(expected, abs=1e-4)
-        num_tokens = len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
         assert {score.num_tokens for score in scores} == {num_tokens + has_end}
     assert engine.stats.generations == 0
 

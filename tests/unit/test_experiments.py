@@ -109,6 +109,15 @@ def test_p_true_is_scored_if_requested() -> None:
     assert not resolve(presets.smoke_study()).annotate.p_true, "no trained run to compare it with"
 
 
+def test_stored_answers_are_scored_if_requested() -> None:
+    config = resolve_demo_study(experiments=("hidden",))
+    assert config.annotate.hidden
+    assert not needs_training(config)
+    default = resolve(presets.demo_study())
+    assert "hidden" not in default.experiments, "it would make the demo longer"
+    assert not default.annotate.hidden
+
+
 def test_study_without_training_has_no_sweep() -> None:
     config = resolve_demo_study(experiments=("counts,stability",))
     assert not needs_training(config)
@@ -124,6 +133,11 @@ def test_study_without_training_has_no_sweep() -> None:
     ("preset", "flags", "message"),
     [
         ("smoke", ["--experiments", "p_true"], r"p_true cannot .* needs D_Natural, .*\(add --variants\.natural\)"),
+        (
+            "demo",
+            ["--experiments", "hidden", "--annotate.estimator", "gold"],
+            r"hidden.* needs .*--estimator sampled",
+        ),
         (
             "demo",
             ["--experiments", "error_audit", "--annotate.mode", "labels"],

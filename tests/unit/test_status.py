@@ -244,6 +244,24 @@ def test_status_of_p_true(
     assert status_lines(annotating, capsys)["P(True)"] == f"done in 1 s, {expected} of {expected} gold answers scored"
 
 
+def test_status_of_scores_of_stored_answers(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = annotating.child("annotate", "hidden")
+    finish_step_in(annotating.child("annotate"))
+    assert "hidden" not in status_lines(annotating, capsys)
+    write_settings(annotating, replace(smoke_study(), experiments=("hidden",), annotate=AnnotateConfig(hidden=True)))
+    lines = status_lines(annotating, capsys)
+    assert lines["hidden"] == "not begun"
+    assert lines["left"] == "hidden (scores of stored answers)"
+    begin_step(folder, "hidden", "x", {})
+    for store, num in (("log_probabilities", 3), ("p_true", 2)):
+        folder.child(store).write_table("part-000000.parquet", pa.table({"question_id": ["q"] * num}))
+    assert status_lines(annotating, capsys)["hidden"] == "begun, not finished, 5 scores"
+    finish_step(folder, "hidden", identity="x", counts={"candidates": 5, "questions": 2})
+    lines = status_lines(annotating, capsys)
+    assert lines["hidden"].endswith(", 5 answers to 2 questions scored")
+    assert "left" not in lines
+
+
 def test_p_true_requested_later_has_status_not_started(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     finish_step_in(annotating.child("annotate"))
     write_settings(annotating, replace(smoke_study(), experiments=("counts",)))
