@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from slick.annotation.answers import iter_answers
 from slick.annotation.candidates import questions_to_rank
-from slick.annotation.config import AnnotateConfig
 from slick.annotation.hidden import HIDDEN_FOLDER
 from slick.matching import normalize
 from slick.report.measurements import InsufficientDataError, value_or_reason
@@ -56,33 +55,27 @@ def load_hidden(study: Folder) -> HiddenData:
         StudyError: a file is malformed.
     """
     manifest = read_manifest(study.child("annotate"))
-    if manifest is None:
-        return HiddenData(spread_missing="needs an annotation", rankings_missing="needs an annotation")
     scores = read_manifest(study.child("annotate", HIDDEN_FOLDER))
+    if manifest is None or scores is None or read_manifest(study.child("questions")) is None:
+        return _missing(f"needs scores of the stored answers; {_REMEDY}")
+    if scores.inputs.get("labels") != manifest.fingerprint:
+        return _missing(f"the stored answers were scored for other labels; delete annotate/hidden and {_REMEDY}")
     knowledge = read_knowledge(study, ["question_id", "category"])
     categories = dict(zip(*(knowledge[name].to_pylist() for name in ("question_id", "category")), strict=True))
     rows = read_question_rows(study.child("questions"), ["question_id", "subject"])
     subjects = dict(zip(*(rows[name].to_pylist() for name in ("question_id", "subject")), strict=True))
-    limit = AnnotateConfig().hidden_questions if scores is None else int(scores.settings["hidden_questions"])
+    limit = int(scores.settings["hidden_questions"])
     spread, spread_missing = value_or_reason(_load_spread, study, limit, categories, subjects)
-    if scores is None:
-        return HiddenData(
-            spread=spread,
-            spread_missing=spread_missing,
-            rankings_missing=f"needs scores of the stored answers; {_REMEDY}",
-        )
-    if scores.inputs.get("labels") != manifest.fingerprint:
-        return HiddenData(
-            spread=spread,
-            spread_missing=spread_missing,
-            rankings_missing=f"the stored answers were scored for other labels; delete annotate/hidden and {_REMEDY}",
-        )
     candidates = read_candidates(study.child("annotate", HIDDEN_FOLDER)).to_pylist()
     return HiddenData(
         spread=spread,
         spread_missing=spread_missing,
         rankings=rank_answers(candidates, categories, subjects),
     )
+
+
+def _missing(reason: str) -> HiddenData:
+    return HiddenData(spread_missing=reason, rankings_missing=reason)
 
 
 def _load_spread(
