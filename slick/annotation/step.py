@@ -138,7 +138,7 @@ def _annotate_with_scores(study: Folder, config: AnnotateConfig) -> Manifest:
 def _score_candidates(study: Folder, config: AnnotateConfig, model: str, inputs: dict[str, str]) -> None:
     """Score the answers in annotate/hidden/ under the prompts of the labels."""
     folder = study.child("annotate")
-    prompt_format = _prompt_format(model, config)
+    prompt_format = resolve_prompt_format(model, config)
     config = replace(config, prompt_format="chat" if isinstance(prompt_format, ChatFormat) else "qa")
     questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name, ANSWER_START_FIELD.name])
     without_repeats = replace(config, repeats_per_relation=0)
