@@ -334,7 +334,7 @@ def test_section_states_hidden_knowledge_none_and_inconclusive() -> None:
     for ranks, expected, advice in (
         (rankings(500, hidden=200), "are ranked correctly but never generated", "So Unknown does not mean absent"),
         (rankings(2500), "at most negligible", "Unknown can be read as absent"),
-        (rankings(60), "hidden knowledge is inconclusive", "More questions narrow the interval"),
+        (rankings(60), "hidden knowledge is inconclusive", "More Unknown questions would narrow the interval"),
         (rankings(5), "Inconclusive: needs 10 questions of different subjects, there are 5", ""),
     ):
         result = hidden_section(section_data(ranks)).result

@@ -101,7 +101,7 @@ def summary_sentences(loaded: HiddenData, strengths: Mapping[str, str]) -> list[
     if loaded.rankings is None:
         return []
     rankings = loaded.rankings
-    shares, reason = value_or_reason(tested_shares, rankings)
+    shares, reason = value_or_reason(claim_shares, rankings)
     if shares is None:
         return [f"Inconclusive: {reason}."]
     sentences = [_share_sentence(share) for share in shares]
@@ -111,13 +111,13 @@ def summary_sentences(loaded: HiddenData, strengths: Mapping[str, str]) -> list[
     return [*sentences, _advice([share.verdict for share in shares])]
 
 
-def tested_shares(rankings: Rankings) -> list[HiddenShare]:
+def claim_shares(rankings: Rankings) -> list[HiddenShare]:
     """The split of the Unknown questions by each tested measure.
 
     Raises:
         InsufficientDataError: there are too few Unknown questions.
     """
-    measures = hidden.tested_measures(rankings)
+    measures = hidden.claim_measures(rankings)
     return [hidden.hidden_share(rankings, measure, num_tests=len(measures)) for measure in measures]
 
 
@@ -145,7 +145,10 @@ def _advice(verdicts: list[str]) -> str:
         )
     if set(verdicts) == {hidden.NONE}:
         return "So Unknown can be read as absent, as far as these scores tell."
-    return "More questions narrow the interval (--annotate.hidden-questions)."
+    return (
+        "More Unknown questions would narrow the interval: a larger question set, or a higher "
+        "--annotate.hidden-questions if that limits them."
+    )
 
 
 def check_sentences(rankings: Rankings, strengths: Mapping[str, str]) -> list[str]:

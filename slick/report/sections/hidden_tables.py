@@ -72,7 +72,7 @@ def k_figure(rankings: Rankings) -> Callable[[Any], None]:
 
 def split_table(rankings: Rankings) -> Table:
     """The split of the Unknown questions by each measure."""
-    tested = hidden.tested_measures(rankings)
+    tested = hidden.claim_measures(rankings)
     rows: list[Row] = []
     for measure in hidden.MEASURES:
         share = hidden.hidden_share(rankings, measure, num_tests=len(tested))

@@ -253,7 +253,7 @@ def distractor_interval(
     )
 
 
-def tested_measures(rankings: Rankings) -> tuple[str, ...]:
+def claim_measures(rankings: Rankings) -> tuple[str, ...]:
     """Measures that may show hidden knowledge: P(True) only if the model answers its prompt."""
     return tuple(name for name in TESTED_MEASURES if name != P_TRUE or rankings.is_p_true_informative)
 
