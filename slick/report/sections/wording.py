@@ -78,7 +78,7 @@ class WordingResults:
     "wording",
     title="Labels and learned facts in a second wording",
     group=GROUP_EXTENSIONS,
-    order=135,
+    order=136,
     experiment="wording",
 )
 def wording_section(data: StudyData) -> SectionBody:
