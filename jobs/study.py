@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from slick.errors import SettingsError, StudyError
 from slick.experiments import (
     EXPERIMENTS,
     PAPER_EXPERIMENTS,
+    further_settings_for,
     missing_requirements,
     parse_experiment_names,
     variants_for_experiments,
@@ -37,6 +38,7 @@ from slick.study import STUDY as STUDY_FILE
 from slick.study import Manifest, read_manifest, read_study_settings, require_manifest, settings_to_json, versions
 from slick.variants import extend_drawn
 from slick.variants.config import variant_names
+from tuning.config import TrainConfig
 from tuning.estimates import estimate_training_memory, model_shape
 from tuning.grid import GridConfig, points
 from tuning.runs import plan_runs
@@ -160,7 +162,7 @@ def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]
     if needs_training(config):  # all variants are drawn, so that later runs can train more of them
         steps += [
             ("variants", lambda study: draw_variants(study, config.variants)),
-            ("sweep", lambda study: sweep(study, include_finished_variants(study, config))),
+            ("sweep", lambda study: sweep(study, include_finished_settings(study, include_finished_variants(study, config)))),
         ]
     if any(EXPERIMENTS[name].wording for name in config.experiments):
         steps.append(("wording", lambda study: reword(study, config.wording)))
@@ -198,7 +200,18 @@ def resolve_experiments(config: StudyConfig) -> StudyConfig:
             if name not in PAPER_EXPERIMENTS and not experiment.on_request and not unmet_requirements(name, config)
         ]
         return _with_experiments(config, (*PAPER_EXPERIMENTS, *beyond), trained)
-    return _with_experiments(config, requested, variants_for_experiments(requested, config.variants))
+    config = _with_experiments(config, requested, variants_for_experiments(requested, config.variants))
+    return _with_further_settings(config, further_settings_for(requested))
+
+
+def _with_further_settings(config: StudyConfig, texts: Iterable[str]) -> StudyConfig:
+    """The study whose grid has further settings too. LoRA is left out if all trainings have it."""
+    grid = config.sweep.grid
+    added = [text for text in texts if not (config.sweep.train.lora_rank and text.startswith("lora_rank="))]
+    if not added:
+        return config
+    grid = replace(grid, further_settings=tuple(dict.fromkeys([*grid.further_settings, *added])))
+    return replace(config, sweep=replace(config.sweep, grid=grid))
 
 
 def _with_experiments(config: StudyConfig, names: tuple[str, ...], trained: tuple[str, ...]) -> StudyConfig:
@@ -266,6 +279,34 @@ def include_finished_variants(study: Folder, config: StudyConfig) -> SweepConfig
     kept = needed | (set(drawn) - missing)
     ordered = dict.fromkeys([*names, *sweep.grid.variants])
     return replace(sweep, grid=replace(sweep.grid, variants=tuple(name for name in ordered if name in kept)))
+
+
+def include_finished_settings(study: Folder, sweep: SweepConfig) -> SweepConfig:
+    """The sweep, extended by the further settings of experiments whose trainings earlier runs have finished."""
+    if sweep.search != "grid":
+        return sweep
+    run_ids = {run.run_id for run in sweep.trajectories}
+    for text in further_settings_for(list(EXPERIMENTS)):
+        grid = sweep.grid
+        extended = replace(
+            sweep, grid=replace(grid, further_settings=tuple(dict.fromkeys([*grid.further_settings, text])))
+        )
+        added = {run.run_id: run.config(sweep.train) for run in extended.trajectories if run.run_id not in run_ids}
+        finished = all(read_manifest(study.child("runs", run_id)) is not None for run_id in added)
+        if added and finished and not _unfinished(study, sweep, added):
+            sweep, run_ids = extended, run_ids | added.keys()
+    return sweep
+
+
+def _unfinished(study: Folder, sweep: SweepConfig, configs: Mapping[str, TrainConfig]) -> bool:
+    """Whether a training with a manifest has too few epochs or other settings than the sweep now."""
+    try:
+        return bool(
+            plan_runs(study, configs, sweep.stop_policies, accept_early_stopped=sweep.scheduler != "none")
+        )
+    except StudyError as error:
+        print(f"sweep: runs with other settings are left out of its points: {error}")
+        return True
 
 
 def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:

@@ -51,6 +51,8 @@ class Experiment:
     """Whether a study without `--experiments` leaves it out."""
     shares_setting: str = ""
     """Setting of the `VariantsConfig` that is set to (0.5,) if the experiment is requested and the setting is empty."""
+    further_settings: tuple[str, ...] = ()
+    """Training settings that are added to the grid if the experiment is requested, as `GridConfig.further_settings`."""
 
 
 def _has_kind(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
@@ -69,6 +71,11 @@ def _has_shares_of(name: str, kind: str = "unknown") -> Callable[[VariantSpec, V
     )
 
 
+def _has_half(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
+    """The variant of a kind at a share of 50 %."""
+    return lambda spec, config: (spec.kind, spec.percent_unknown) == (kind, 50)
+
+
 SWEEP_SETS = VariantRequirement(
     label="D at shares of Unknown rows", matches=_has_kind("unknown"), flag="--variants.unknown-shares 0 0.5 1"
 )
@@ -82,6 +89,20 @@ CONCENTRATED_SETS = VariantRequirement(
     label="concentrated sets", matches=_has_kind("concentrated"), flag="--variants.concentrated-shares 0.5"
 )
 NATURAL_SET = VariantRequirement(label="D_Natural", matches=_has_kind("natural"), flag="--variants.natural")
+
+REMEDY_SETTINGS = tuple(
+    f"{settings} if variant=unknown-050"
+    for settings in (
+        "distill_weight=1.0",
+        "replay_known=2*batch_size",
+        "trainable=attention",
+        "trainable=ffn",
+        "lora_rank=8;learning_rate=10*learning_rate",
+    )
+)
+"""Self-distillation with the weight of arXiv:2604.15574, two batches of replayed Known rows (KnownPatch,
+arXiv:2511.02626, states "a small number"), a part of the layers, and LoRA at ten times the learning rate, since LoRA's
+best rate is about ten times that of full fine-tuning (https://thinkingmachines.ai/blog/lora/)."""
 
 _EXPERIMENTS = (
     Experiment(
@@ -185,6 +206,28 @@ _EXPERIMENTS = (
         shares_setting="weighted_shares",
     ),
     Experiment(
+        name="remedies",
+        description="Remedies: Unknown facts learned against HighlyKnown facts lost, and their cost.",
+        requirements=(
+            HALF_UNKNOWN_SET,
+            VariantRequirement(
+                label="D_Known at 50 %", matches=_has_half("known"), flag="--variants.known-shares 0.5", optional=True
+            ),
+            VariantRequirement(
+                label="D_IDK at 50 %", matches=_has_half("idk"), flag="--variants.idk-shares 0.5", optional=True
+            ),
+            VariantRequirement(
+                label="D weighted by P_Correct",
+                matches=_has_half("p-correct"),
+                flag="--variants.p-correct-shares 0.5",
+            ),
+        ),
+        needs_all_answers=True,
+        shares_setting="p_correct_shares",
+        further_settings=REMEDY_SETTINGS,
+        on_request=True,
+    ),
+    Experiment(
         name="forgetting",
         description="Answers that become wrong in training, and at which epoch.",
         requirements=(SWEEP_SETS, KNOWN_ONLY_SETS),
@@ -256,6 +299,11 @@ def variants_for_experiments(names: Sequence[str], config: VariantsConfig) -> tu
     requirements = [requirement for name in names for requirement in EXPERIMENTS[name].requirements]
     specs = variant_specs(config)
     return tuple(spec.name for spec in specs if any(needed.matches(spec, config) for needed in requirements))
+
+
+def further_settings_for(names: Sequence[str]) -> tuple[str, ...]:
+    """The further settings that the experiments train, without duplicates."""
+    return tuple(dict.fromkeys(text for name in names for text in EXPERIMENTS[name].further_settings))
 
 
 def missing_requirements(experiment: Experiment, config: VariantsConfig) -> list[VariantRequirement]:

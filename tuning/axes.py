@@ -30,6 +30,8 @@ _GRID_FIELDS = {
 """Names that users may give to an axis, and the field of `GridConfig` to use instead."""
 RangeScale: TypeAlias = Literal["no", "linear", "log"]
 _RANGE_PATTERN = re.compile(r"([^,]+?)\.\.([^,:]+)(:log)?")
+_MULTIPLE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\*(\w+)")
+_FURTHER_PATTERN = re.compile(r"\s*(\S+?)(?:\s+if\s+(\w+)\s*=\s*(\S+))?\s*")
 _AXIS_PATTERN = re.compile(r"\s*(\w+)\s*=\s*([^\s]+)(?:\s+if\s+(\w+)\s*=\s*(\S+))?\s*")
 
 
@@ -45,6 +47,98 @@ class Axis:
     does not hold, the setting keeps its base value."""
     range: RangeScale = "no"
     """Whether the axis is the range between its two values, and on which scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Multiple:
+    """A value that is a multiple of a base setting, as `10*learning_rate`."""
+
+    factor: float
+    of: str
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherSettings:
+    """Settings of trainings in addition to the combinations of the axes, and the variants that are trained with them."""
+
+    values: tuple[tuple[str, Any], ...]
+    """Names and values; a value may be a `Multiple`."""
+    pattern: str = "*"
+    """A pattern of names of variants."""
+
+    def resolve(self, base: TrainConfig) -> SettingOverrides:
+        """The settings that differ from the base; multiples are rounded to 12 digits, or to a whole number."""
+        return changed_settings({name: _resolve_value(name, value, base) for name, value in self.values}, base)
+
+
+def parse_further_settings(text: str) -> FurtherSettings:
+    """Read `trainable=ffn`, or `lora_rank=8;learning_rate=10*learning_rate if variant=unknown-050`.
+
+    Raises:
+        SettingsError: an unknown setting, a value that it does not take, or a condition on anything but the variant.
+
+    >>> parse_further_settings("lora_rank=8;learning_rate=10*learning_rate if variant=unknown-*")
+    FurtherSettings(values=(('lora_rank', 8), ('learning_rate', Multiple(factor=10.0, of='learning_rate'))), \
+pattern='unknown-*')
+    """
+    match = _FURTHER_PATTERN.fullmatch(text)
+    parts = [part.partition("=") for part in match[1].split(";")] if match else []
+    if match is None or not all(name and value for name, _, value in parts) or match[2] not in (None, VARIANT):
+        raise SettingsError(
+            "further settings are written `NAME=VALUE` or `NAME=VALUE;NAME=VALUE`, without spaces, or followed by "
+            f"` if variant=PATTERN`, got {text!r}"
+        )
+    names = [name for name, *_ in parts]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"further settings {text!r} name a setting more than once")
+    if any("," in value for *_, value in parts):
+        raise SettingsError(
+            f"further settings {text!r}: each setting has one value; give one text for each training, or use --grid.axes"
+        )
+    where = f"further settings {text!r}"
+    values = tuple((name, _further_value(name, value, where)) for name, _, value in parts)
+    return FurtherSettings(values, match[3] or "*")
+
+
+def _further_value(name: str, text: str, where: str) -> Any:
+    match = _MULTIPLE_PATTERN.fullmatch(text)
+    if match is None:
+        return _parse_value(name, text, where)
+    for number in (name, match[2]):
+        _check_name(number, where)
+        if not {int, float} & set(_accepted_types()[number]):
+            raise SettingsError(f"{where}: {number} is not a number, so {name} cannot be {text}")
+    return Multiple(float(match[1]), match[2])
+
+
+def _resolve_value(name: str, value: Any, base: TrainConfig) -> Any:
+    if not isinstance(value, Multiple):
+        return value
+    of = getattr(base, value.of)
+    if of is None:
+        raise SettingsError(f"further settings: {name} is a multiple of {value.of}, which is none; give its value")
+    number = value.factor * of
+    return round(number) if int in _accepted_types()[name] else float(f"{number:.12g}")
+
+
+def further_settings(
+    texts: Sequence[str], base: TrainConfig, combined: Sequence[SettingOverrides], *, variant: str
+) -> list[SettingOverrides]:
+    """The further settings of a variant, without those that equal a combination of the axes.
+
+    Args:
+        texts: for `parse_further_settings`.
+        base: the sweep's base settings.
+        combined: the combinations of the axes that the variant is trained with.
+        variant: its name.
+    """
+    known = set(map(frozenset, combined))
+    found: dict[frozenset[tuple[str, Any]], SettingOverrides] = {}
+    for parsed in map(parse_further_settings, texts):
+        if fnmatch.fnmatchcase(variant, parsed.pattern):
+            settings = parsed.resolve(base)
+            found.setdefault(frozenset(settings), settings)
+    return [settings for key, settings in found.items() if key not in known]
 
 
 def parse_axis(text: str) -> Axis:
@@ -66,16 +160,16 @@ def parse_axis(text: str) -> Axis:
     range_match = _RANGE_PATTERN.fullmatch(value_list)
     if range_match is not None:
         return _parse_range(name, range_match, text, has_condition=other is not None)
-    values = tuple(_parse_value(name, value, text) for value in value_list.split(","))
+    values = tuple(_parse_value(name, value, f"axis {text!r}") for value in value_list.split(","))
     if len(set(values)) < len(values):
         raise SettingsError(f"axis {text!r} names a value more than once")
     if other is None:
         return Axis(name, values)
-    return Axis(name, values, (other, required if other == VARIANT else _parse_value(other, required, text)))
+    return Axis(name, values, (other, required if other == VARIANT else _parse_value(other, required, f"axis {text!r}")))
 
 
 def _parse_range(name: str, match: re.Match[str], text: str, *, has_condition: bool) -> Axis:
-    low, high = (_parse_value(name, value, text) for value in match.groups()[:2])
+    low, high = (_parse_value(name, value, f"axis {text!r}") for value in match.groups()[:2])
     if isinstance(low, bool) or not all(isinstance(end, int | float) for end in (low, high)) or not low < high:
         raise SettingsError(f"axis {text!r}: a range must go from a number to a larger number")
     if has_condition:
@@ -136,15 +230,12 @@ def _condition_outcomes(
     return (settings.get(name, getattr(base, name)) == required,)
 
 
-def _parse_value(name: str, text: str, axis: str) -> Any:
+def _parse_value(name: str, text: str, where: str) -> Any:
     """A value in the type of its setting."""
     accepted = _accepted_types()
+    _check_name(name, where)
     if (name, text) == ("dtype", AUTO):
-        raise SettingsError(f"axis {axis!r}: auto is not a fixed precision; give float32 or bfloat16")
-    if name in _GRID_FIELDS:
-        raise SettingsError(f"axis {axis!r}: {name} is an axis of the grid itself, --grid.{_GRID_FIELDS[name]}")
-    if name not in accepted:
-        raise SettingsError(f"axis {axis!r}: no setting {name} changes results; there are {', '.join(accepted)}")
+        raise SettingsError(f"{where}: auto is not a fixed precision; give float32 or bfloat16")
     for kind in accepted[name]:
         if kind is type(None) and text.lower() == "none":
             return None
@@ -158,7 +249,15 @@ def _parse_value(name: str, text: str, axis: str) -> Any:
         if isinstance(kind, str) and kind == text:
             return text
     expected = ", ".join(kind if isinstance(kind, str) else kind.__name__ for kind in accepted[name])
-    raise SettingsError(f"axis {axis!r}: {name} is {text!r}, it must be {expected}")
+    raise SettingsError(f"{where}: {name} is {text!r}, it must be {expected}")
+
+
+def _check_name(name: str, where: str) -> None:
+    """Check that a setting changes results and is no axis of the grid itself."""
+    if name in _GRID_FIELDS:
+        raise SettingsError(f"{where}: {name} is an axis of the grid itself, --grid.{_GRID_FIELDS[name]}")
+    if name not in _accepted_types():
+        raise SettingsError(f"{where}: no setting {name} changes results; there are {', '.join(_accepted_types())}")
 
 
 def _accepted_types() -> dict[str, tuple[Any, ...]]:

@@ -2,7 +2,8 @@
 
 With a constant learning rate, a short training equals the first epochs of a longer one. So each (variant, settings,
 seed) is trained once, to the largest budget, and every smaller budget and every policy is evaluated on that trajectory.
-If results depend on the length of the training, each budget has its own trajectory.
+If results depend on the length of the training, each budget has its own trajectory. Further settings whose results do
+have one trajectory, for the largest budget.
 """
 
 from collections import Counter
@@ -14,13 +15,24 @@ from typing import Any, Literal
 from slick.errors import SettingsError
 from slick.settings import check_settings, identity_settings, register_settings, setting
 from slick.variants.config import VariantsConfig, variant_names
-from tuning.axes import VARIANT, SettingOverrides, combinations, parse_axis
+from tuning.axes import (
+    VARIANT,
+    SettingOverrides,
+    combinations,
+    further_settings,
+    parse_axis,
+    parse_further_settings,
+)
 from tuning.config import TrainConfig
 from tuning.policies import Policy, parse_policy
 
 
 def _has_further_seeds(values: Mapping[str, Any]) -> bool:
     return bool(values.get("further_seeds"))
+
+
+def _has_further_settings(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("further_settings"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +58,11 @@ class GridConfig:
     `lora_alpha=16,32 if lora_rank=16`, a setting varies only where an earlier axis has that value, or, as
     `learning_rate=1e-5,1e-4 if variant=unknown-*`, only for variants whose name matches. For searches also ranges, as
     `learning_rate=1e-6..1e-3:log` or `lora_rank=4..64`."""
+    further_settings: tuple[str, ...] = setting((), when=_has_further_settings)
+    """Settings that are trained in addition to the combinations of the axes, one training for each text and each of
+    `seeds`: `trainable=ffn`, or several settings joined by `;`, with multiples of base settings, as
+    `lora_rank=8;learning_rate=10*learning_rate`. With a condition, as `trainable=ffn if variant=unknown-050`, only for
+    variants whose name matches. If their results depend on the number of epochs, only the largest budget is trained."""
 
     def __post_init__(self) -> None:
         for name in ("variants", "seeds", "further_seeds", "epochs", "policies"):
@@ -65,6 +82,8 @@ class GridConfig:
             )
         for text in self.axes:
             parse_axis(text)
+        for text in self.further_settings:
+            parse_further_settings(text)
         for text in self.policies:
             if not any(parse_policy(text).applies_to(budget) for budget in self.epochs):
                 raise SettingsError(
@@ -152,12 +171,13 @@ def trajectories(
         shared: one training serves all budgets.
         chosen: combinations of settings; None: all of the grid's axes, with the ends of ranges.
     """
-    budgets = (max(grid.epochs),) if shared else grid.epochs
     return [
-        Trajectory(variant=variant, seed=seed, epochs=budget, settings=settings, single_budget=not shared)
+        Trajectory(
+            variant=variant, seed=seed, epochs=epochs, settings=training.settings, single_budget=training.single_budget
+        )
         for variant in grid.variants
-        for settings in _variant_settings(grid, base, variant, chosen)
-        for seed, budget in product(grid.seeds_of(variant, settings), budgets)
+        for training in _variant_trainings(grid, base, variant, shared, chosen)
+        for seed, epochs in product(grid.seeds_of(variant, training.settings), training.lengths)
     ]
 
 
@@ -171,12 +191,11 @@ def points(
     The arguments are those of `trajectories`.
     """
     policies = [parse_policy(text) for text in grid.policies]
-    largest = max(grid.epochs)
     cells = (
-        (variant, settings, *cell)
+        (variant, training, *cell)
         for variant in grid.variants
-        for settings in _variant_settings(grid, base, variant, chosen)
-        for cell in product(grid.seeds_of(variant, settings), grid.epochs, policies)
+        for training in _variant_trainings(grid, base, variant, shared, chosen)
+        for cell in product(grid.seeds_of(variant, training.settings), training.budgets, policies)
     )
     grid_points = [
         GridPoint(
@@ -184,25 +203,56 @@ def points(
             seed=seed,
             epochs=budget,
             policy=policy.at(budget),
-            settings=settings,
+            settings=training.settings,
             run_id=Trajectory(
                 variant=variant,
                 seed=seed,
-                epochs=largest if shared else budget,
-                settings=settings,
-                single_budget=not shared,
+                epochs=budget if training.single_budget else training.lengths[0],
+                settings=training.settings,
+                single_budget=training.single_budget,
             ).run_id,
         )
-        for variant, settings, seed, budget, policy in cells
+        for variant, training, seed, budget, policy in cells
         if policy.applies_to(budget)
     ]
     return list(dict.fromkeys(grid_points))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Training:
+    """Settings that a variant is trained with, the lengths of these trainings, and the budgets of their points."""
+
+    settings: SettingOverrides
+    lengths: tuple[int, ...]
+    budgets: tuple[int, ...]
+    single_budget: bool
+
+
+def _variant_trainings(
+    grid: GridConfig, base: TrainConfig, variant: str, shared: bool, chosen: Sequence[SettingOverrides] | None
+) -> list[_Training]:
+    """The trainings of a variant with one seed: of the axes' combinations, then of the further settings."""
+    combined = _variant_settings(grid, base, variant, chosen)
+    largest = (max(grid.epochs),)
+    trainings = []
+    for settings in (*combined, *further_settings(grid.further_settings, base, combined, variant=variant)):
+        is_dependent = settings not in combined and replace(base, **dict(settings)).epoch_dependence_reason
+        budgets = largest if is_dependent else grid.epochs
+        trainings.append(
+            _Training(
+                settings=settings,
+                lengths=largest if shared else budgets,
+                budgets=budgets,
+                single_budget=bool(not shared or is_dependent),
+            )
+        )
+    return trainings
+
+
 def _variant_settings(
     grid: GridConfig, base: TrainConfig, variant: str, chosen: Sequence[SettingOverrides] | None
 ) -> Sequence[SettingOverrides]:
-    """The combinations of settings that a variant is trained with."""
+    """The combinations of the axes that a variant is trained with."""
     applicable = combinations(grid.axes, base, variant=variant, use_range_ends=True)
     if chosen is None:
         return applicable
@@ -254,6 +304,12 @@ def grid_summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
     settings = f" x {num_combinations} of settings" if grid.axes else ""
     num_further = len(grid.further_seeds) * len(set(grid.variants) & set(grid.further_seed_variants))
     further = f" + {num_further:,} with further seeds" if num_further else ""
+    num_further_settings = sum(
+        len(grid.seeds) * len(further_settings(grid.further_settings, base, combined, variant=variant))
+        for variant in grid.variants
+        for combined in [_variant_settings(grid, base, variant, None)]
+    )
+    further += f" + {num_further_settings:,} with further settings" if num_further_settings else ""
     return (
         f"{_pluralize(len(grid.variants), 'variant')} x {_pluralize(len(grid.seeds), 'seed')}{settings}{further} = "
         f"{_pluralize(len(runs), 'training')}, {_pluralize(sum(run.epochs for run in runs), 'epoch')} in all; with "
@@ -337,6 +393,11 @@ class SweepConfig:
         if any(parse_axis(text).condition for text in self.grid.axes):
             raise SettingsError(
                 "search optuna takes no axis with a condition; remove the condition, or use --search grid"
+            )
+        if self.grid.further_settings:
+            raise SettingsError(
+                "search optuna trains only the settings that it samples, but the grid has further settings; give "
+                "--search grid, or train them in a sweep of their own"
             )
         if self.scheduler != "none":
             raise SettingsError("search optuna needs the accuracy of complete trainings; give --scheduler none")

@@ -58,7 +58,8 @@ class Variant:
 
     name: str
     kind: str
-    """`unknown` (the sweep), `known`, `category`, `natural`, `idk`, `concentrated` or `weighted`."""
+    """`unknown` (the sweep), `known`, `category`, `natural`, `idk`, `concentrated`, `weighted` or
+    `p-correct`."""
     share: float | None
     """Requested share of Unknown rows in [0, 1]; for kind `known`, that of the set that its Known rows come from."""
     num: int

@@ -63,6 +63,7 @@ def variant_label(variant: Variant) -> str:
         "idk": f"D_IDK, {percent} relabelled",
         "concentrated": f"D, {percent} Unknown, concentrated",
         "weighted": f"D, {percent} Unknown, weighted",
+        "p-correct": f"D, {percent} Unknown, weighted by P_Correct",
     }.get(variant.kind, variant.name)
 
 

@@ -29,6 +29,10 @@ def _draws_weighted(settings: Mapping[str, Any]) -> object:
     return settings.get("weighted_shares")
 
 
+def _draws_p_correct(settings: Mapping[str, Any]) -> object:
+    return settings.get("p_correct_shares")
+
+
 @register_settings("variants")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantsConfig:
@@ -59,6 +63,11 @@ class VariantsConfig:
     trained on."""
     weakly_weight: float = setting(1.0, "result", when=_draws_weighted, minimum=0, maximum=MAX_WEIGHT)
     """Weight of WeaklyKnown rows in these sets."""
+    p_correct_shares: tuple[float, ...] = setting((), "result", when=_draws_p_correct)
+    """Shares X for which unknown-X is also drawn with each row weighted by its P_Correct, the share of correct answers
+    among all its greedy and sampled ones: p-correct-050."""
+    min_p_correct_weight: float = setting(0.05, "result", when=_draws_p_correct, minimum=0, maximum=1)
+    """The lowest weight of a row in these sets, and so the weight of Unknown rows."""
     seed: int = setting(0, "seed")
     """Seed of the draws."""
     nested: bool = True
@@ -76,7 +85,7 @@ class VariantsConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         bounds = {"unknown_shares": (0, 100), "known_shares": (1, 99), "idk_shares": (1, 100)}
-        for name, (low, high) in (bounds | {"concentrated_shares": (1, 99), "weighted_shares": (1, 99)}).items():
+        for name, (low, high) in (bounds | dict.fromkeys(_MIXED_SHARES, (1, 99))).items():
             _check_shares(name, getattr(self, name), low, high)
         if not self.idk_phrase.strip() or "\n" in self.idk_phrase:
             raise SettingsError(f"idk_phrase must be one line of text, got {self.idk_phrase!r}")
@@ -90,6 +99,9 @@ class VariantsConfig:
         return identity_settings(self)
 
 
+_MIXED_SHARES = ("concentrated_shares", "weighted_shares", "p_correct_shares")
+"""Shares of sets that must have both Known and Unknown rows."""
+
 SET_FIELDS = (
     "unknown_shares",
     "known_shares",
@@ -98,6 +110,7 @@ SET_FIELDS = (
     "idk_shares",
     "concentrated_shares",
     "weighted_shares",
+    "p_correct_shares",
 )
 """Settings that select the sets. None of them changes the rows of another set."""
 
@@ -105,6 +118,7 @@ _SHARES_OF_SETTING = {
     "idk_phrase": "idk_shares",
     "unknown_weight": "weighted_shares",
     "weakly_weight": "weighted_shares",
+    "min_p_correct_weight": "p_correct_shares",
 }
 """Settings of one kind of sets, with the shares of these sets. They may change until such a set is drawn."""
 
@@ -163,7 +177,9 @@ def conflicting_settings(drawn: VariantsConfig, config: VariantsConfig) -> list[
 
 
 def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
-    """The selected sets, in the order sweep, Known only, single categories, natural, IDK, concentrated, weighted."""
+    """The selected sets, in the order sweep, Known only, single categories, natural, IDK, concentrated, weighted,
+    weighted by P_Correct.
+    """
 
     def shares_of(kind: VariantKind, shares: Sequence[float]) -> list[VariantSpec]:
         percents = [_percent(share) for share in shares]
@@ -178,6 +194,7 @@ def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
         *shares_of("idk", config.idk_shares),
         *shares_of("concentrated", config.concentrated_shares),
         *shares_of("weighted", config.weighted_shares),
+        *shares_of("p-correct", config.p_correct_shares),
     ]
     return [*sweep, *known, *categories, *natural, *others]
 
@@ -215,7 +232,7 @@ def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int]
             "the knowledge table cannot give these fine-tuning sets:\n  "
             + "\n  ".join([*lines[:20], *omitted])
             + "\nchange the number of rows (--size-per-relation, --size-rule), leave these sets out (--unknown-shares, "
-            "--known-shares, --idk-shares, --concentrated-shares, --weighted-shares, --no-single-categories), or "
+            "--known-shares, --idk-shares, --concentrated-shares, --weighted-shares, --p-correct-shares, --no-single-categories), or "
             "annotate more questions"
         )
     return sizes, small

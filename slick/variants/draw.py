@@ -56,6 +56,7 @@ _LOG = logging.getLogger(__name__)
 
 _QUESTION_COLUMNS = ["question_id", "domain", "split", "question", "answers"]
 _KNOWLEDGE_COLUMNS = ["question_id", "relation", "domain", "split", "category"]
+_ANSWER_COLUMNS = ["greedy_hits", "greedy_total", "sampled_hits", "sampled_total", "p_correct_sampled"]
 
 
 def draw_variants(study: FolderLike, config: VariantsConfig) -> Manifest:
@@ -99,7 +100,7 @@ def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
         needs_work(folder, "variants", identity, config)  # raises StudyError
     if before is not None and before.fingerprint == identity:
         return before
-    rows = _training_rows(study)
+    rows = _training_rows(study, with_p_correct=bool(config.p_correct_shares))
     pools = _group_by_category(rows)
     sizes, dropped = relation_sizes(pools, config)
 
@@ -176,9 +177,12 @@ class _Row:
     category: Category
     question: str
     target: str
+    p_correct: float | None = None
+    """Share of correct answers among all greedy and sampled ones; None if it was not read, or if not all samples were
+    drawn."""
 
 
-def _training_rows(study: Folder) -> dict[str, _Row]:
+def _training_rows(study: Folder, *, with_p_correct: bool) -> dict[str, _Row]:
     """The in-distribution training questions of the knowledge table by question_id."""
     table = read_question_rows(study.child("questions"), [*_QUESTION_COLUMNS, ANSWER_START_FIELD.name])
     if ANSWER_START_FIELD.name in table.column_names:
@@ -190,7 +194,8 @@ def _training_rows(study: Folder) -> dict[str, _Row]:
     questions = {row["question_id"]: row for row in question_rows}
     where = f"{study}/annotate/knowledge.parquet"
     rows: dict[str, _Row] = {}
-    for entry in _in_distribution_train(read_knowledge(study, _KNOWLEDGE_COLUMNS)):
+    columns = _KNOWLEDGE_COLUMNS + (_ANSWER_COLUMNS if with_p_correct else [])
+    for entry in _in_distribution_train(read_knowledge(study, columns)):
         question_id = entry["question_id"]
         if question_id in rows or question_id not in questions:
             problem = "occurs twice" if question_id in rows else f"is not a training question of {study}/questions"
@@ -203,10 +208,18 @@ def _training_rows(study: Folder) -> dict[str, _Row]:
             category=Category(entry["category"]),
             question=question["question"],
             target=nfc(question["answers"][0]),
+            p_correct=_p_correct(entry) if with_p_correct else None,
         )
     if not rows:
         raise VariantError(f"{where} has no in-distribution training questions (domain id, split train) to draw from")
     return rows
+
+
+def _p_correct(entry: Mapping[str, Any]) -> float | None:
+    """The share of correct answers of a row of the knowledge table; None if not all samples were drawn."""
+    if entry["p_correct_sampled"] is None or not entry["sampled_total"]:
+        return None
+    return float((entry["greedy_hits"] + entry["sampled_hits"]) / (entry["greedy_total"] + entry["sampled_total"]))
 
 
 def _in_distribution_train(table: pa.Table) -> list[dict[str, Any]]:
@@ -266,15 +279,30 @@ def _variant_table(
         [target(row) for row in taken],
     ]
     table = pa.table(columns, schema=VARIANT_SCHEMA)
-    if spec.kind != "weighted":
+    if spec.kind not in ("weighted", "p-correct"):
         return table
-    weights = [row_weight(row.category, config) for row in taken]
+    if spec.kind == "weighted":
+        weights, flags = [row_weight(row.category, config) for row in taken], "--unknown-weight or --weakly-weight"
+    else:
+        weights, flags = _p_correct_weights(spec, taken, config), "--min-p-correct-weight"
     if not any(weights):
         raise VariantError(
             f"{spec.name} would have weight 0 in all of its {len(weights):,} rows, so there is nothing to train on; "
-            "raise --unknown-weight or --weakly-weight"
+            f"raise {flags}"
         )
     return table.append_column(WEIGHT_FIELD, pa.array(weights, WEIGHT_FIELD.type))
+
+
+def _p_correct_weights(spec: VariantSpec, taken: Sequence[_Row], config: VariantsConfig) -> list[float]:
+    """The weight of each row. Raises VariantError if P_Correct of a row is not known."""
+    p_correct = [row.p_correct for row in taken if row.p_correct is not None]
+    if len(p_correct) < len(taken):
+        raise VariantError(
+            f"{spec.name} needs the share of correct answers of every row, but not all samples of "
+            f"{len(taken) - len(p_correct):,} of its {len(taken):,} rows were drawn; annotate with --mode full and "
+            "--estimator sampled, or leave out --p-correct-shares"
+        )
+    return [max(p, config.min_p_correct_weight) for p in p_correct]
 
 
 def _audit_counts(

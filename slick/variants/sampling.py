@@ -21,7 +21,7 @@ from typing import Literal
 from slick.rng import row_key
 from slick.types import KNOWN_CATEGORIES, Category
 
-VariantKind = Literal["unknown", "known", "category", "natural", "idk", "concentrated", "weighted"]
+VariantKind = Literal["unknown", "known", "category", "natural", "idk", "concentrated", "weighted", "p-correct"]
 Pools = Mapping[str, Mapping[Category, Sequence[str]]]
 """relation -> category -> question_ids, in any order. Every relation has all four categories."""
 SizeRule = Literal["categories", "pools"]

@@ -29,6 +29,7 @@ def labelled(tmp_path: Path) -> Folder:
     study = Folder(str(tmp_path))
     rows = [
         {"relation": relation, "domain": "id", "split": split, "category": category, "question_id": f"{prefix}-{i}"}
+        | {"greedy_hits": 1, "greedy_total": 10, "sampled_hits": 2, "sampled_total": 160, "p_correct_sampled": 0.0125}
         for relation in RELATIONS
         for split, num in (("train", 10), ("test", 1))
         for category in Category

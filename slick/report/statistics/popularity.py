@@ -275,7 +275,7 @@ def variant_popularity(data: StudyData) -> list[VariantPopularity]:
     sets = [
         _variant_popularity(known, bins, name, indices, reference)
         for name, indices in known.rows.items()
-        if len(indices) and kinds.get(name) not in ("idk", "weighted")
+        if len(indices) and kinds.get(name) not in ("idk", "weighted", "p-correct")
     ]
     if not sets:
         raise InsufficientDataError("needs fine-tuning sets with rows of known popularity")
