@@ -162,7 +162,10 @@ def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]
     if needs_training(config):  # all variants are drawn, so that later runs can train more of them
         steps += [
             ("variants", lambda study: draw_variants(study, config.variants)),
-            ("sweep", lambda study: sweep(study, include_finished_settings(study, include_finished_variants(study, config)))),
+            (
+                "sweep",
+                lambda study: sweep(study, include_finished_settings(study, include_finished_variants(study, config))),
+            ),
         ]
     if any(EXPERIMENTS[name].wording for name in config.experiments):
         steps.append(("wording", lambda study: reword(study, config.wording)))
@@ -301,9 +304,7 @@ def include_finished_settings(study: Folder, sweep: SweepConfig) -> SweepConfig:
 def _unfinished(study: Folder, sweep: SweepConfig, configs: Mapping[str, TrainConfig]) -> bool:
     """Whether a training with a manifest has too few epochs or other settings than the sweep now."""
     try:
-        return bool(
-            plan_runs(study, configs, sweep.stop_policies, accept_early_stopped=sweep.scheduler != "none")
-        )
+        return bool(plan_runs(study, configs, sweep.stop_policies, accept_early_stopped=sweep.scheduler != "none"))
     except StudyError as error:
         print(f"sweep: runs with other settings are left out of its points: {error}")
         return True

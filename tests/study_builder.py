@@ -167,6 +167,19 @@ PAPER: CategoryCounts = {
 SMALL: CategoryCounts = {"P17": (9, 8, 7, 10), "P19": (5, 30, 12, 20), "P26": (11, 11, 11, 11)}
 
 
+ANSWER_COUNTS: dict[str, dict[str, Any]] = {
+    category: {"greedy_hits": greedy, "greedy_total": 10, "sampled_hits": sampled, "sampled_total": 160}
+    | {"p_correct_sampled": sampled / 160}
+    for category, greedy, sampled in (
+        ("HighlyKnown", 10, 143),
+        ("MaybeKnown", 5, 80),
+        ("WeaklyKnown", 0, 17),
+        ("Unknown", 0, 0),
+    )
+}
+"""Columns of the knowledge table of a question of each category: shares of 0.9, 0.5, 0.1 and 0 of 170 answers."""
+
+
 def write_labelled_study(
     path: Path,
     counts: CategoryCounts,
@@ -198,7 +211,7 @@ def write_labelled_study(
     for row in rows:
         row["category"] = (categories or {}).get(row["question_id"], row["category"])
     write_questions(study, rows, "q1")
-    write_knowledge(study, rows)
+    write_knowledge(study, [row | ANSWER_COUNTS.get(row["category"], ANSWER_COUNTS["Unknown"]) for row in rows])
     finish_step(study.child("annotate"), "annotate", identity="k1", inputs={"questions": "q1", "model": "m1"})
     return study
 

@@ -59,7 +59,7 @@ class Multiple:
 
 @dataclass(frozen=True, slots=True)
 class FurtherSettings:
-    """Settings of trainings in addition to the combinations of the axes, and the variants that are trained with them."""
+    """Settings of one training in addition to the combinations of the axes, and the variants that have it."""
 
     values: tuple[tuple[str, Any], ...]
     """Names and values; a value may be a `Multiple`."""
@@ -93,7 +93,7 @@ pattern='unknown-*')
         raise SettingsError(f"further settings {text!r} name a setting more than once")
     if any("," in value for *_, value in parts):
         raise SettingsError(
-            f"further settings {text!r}: each setting has one value; give one text for each training, or use --grid.axes"
+            f"further settings {text!r}: each setting has one value; give one text per training, or use --grid.axes"
         )
     where = f"further settings {text!r}"
     values = tuple((name, _further_value(name, value, where)) for name, _, value in parts)
@@ -165,7 +165,9 @@ def parse_axis(text: str) -> Axis:
         raise SettingsError(f"axis {text!r} names a value more than once")
     if other is None:
         return Axis(name, values)
-    return Axis(name, values, (other, required if other == VARIANT else _parse_value(other, required, f"axis {text!r}")))
+    return Axis(
+        name, values, (other, required if other == VARIANT else _parse_value(other, required, f"axis {text!r}"))
+    )
 
 
 def _parse_range(name: str, match: re.Match[str], text: str, *, has_condition: bool) -> Axis:

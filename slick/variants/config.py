@@ -232,8 +232,8 @@ def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int]
             "the knowledge table cannot give these fine-tuning sets:\n  "
             + "\n  ".join([*lines[:20], *omitted])
             + "\nchange the number of rows (--size-per-relation, --size-rule), leave these sets out (--unknown-shares, "
-            "--known-shares, --idk-shares, --concentrated-shares, --weighted-shares, --p-correct-shares, --no-single-categories), or "
-            "annotate more questions"
+            "--known-shares, --idk-shares, --concentrated-shares, --weighted-shares, --p-correct-shares, "
+            "--no-single-categories), or annotate more questions"
         )
     return sizes, small
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.presets import StudyConfig, demo_study, paper_study, smoke_study
-from jobs.study import include_finished_variants, needs_training, resolve
+from jobs.study import include_finished_settings, include_finished_variants, needs_training, resolve
 from slick.errors import StudyError
 from slick.experiments import EXPERIMENTS, PAPER_EXPERIMENTS, variants_for_experiments
 from slick.models import model_fingerprint, resolve_model
@@ -138,6 +138,59 @@ def test_more_ratios_are_added_to_a_study(labelled: Folder) -> None:
         "unknown-033-seed0-learning_rate=0.0022",
     }
     assert len(run_ids) > len(variant_files(labelled)) / 2
+
+
+def test_remedies_are_added_to_the_experiments_of_the_paper(labelled: Folder) -> None:
+    run_without_training(labelled, resolve_experiments(DEMO))
+    remedies = {
+        "p-correct-050-seed0",
+        *(
+            f"unknown-050-seed0-{settings}"
+            for settings in (
+                "distill_weight=1.0",
+                "replay_known=64-epochs10",
+                "trainable=attention",
+                "trainable=ffn",
+                "lora_rank=8-learning_rate=0.0022",
+            )
+        ),
+    }
+    assert run_without_training(labelled, resolve_experiments(DEMO, "remedies")) == remedies
+    for experiments in ((), ("idk",)):
+        config = resolve_experiments(DEMO, *experiments)
+        assert not run_without_training(labelled, config), "the earlier experiments must be unchanged"
+        sweep = include_finished_settings(labelled, include_finished_variants(labelled, config))
+        assert remedies <= {run.run_id for run in sweep.trajectories}, "finished trainings must keep their points"
+        assert not unfinished_plans(labelled, sweep)
+
+
+def test_remedies_for_more_epochs_replay_again(labelled: Folder) -> None:
+    """Rows are replayed in the last epoch, so a longer training has another one."""
+    run_without_training(labelled, resolve_experiments(DEMO, "remedies"))
+    grid = replace(DEMO.sweep.grid, epochs=(10, 20))
+    longer = resolve_experiments(replace(DEMO, sweep=replace(DEMO.sweep, grid=grid)), "remedies")
+    run_ids = {run.run_id for run in longer.sweep.trajectories}
+    assert "unknown-050-seed0-replay_known=64-epochs20" in run_ids
+    plans = unfinished_plans(labelled, include_finished_variants(labelled, longer))
+    assert {plan.run_id for plan in plans} == run_ids
+    assert not [text for text in finished_settings(labelled, longer) if "replay_known" in text]
+
+
+def test_unfinished_remedies_are_left_out_of_other_sweeps(labelled: Folder) -> None:
+    run_without_training(labelled, resolve_experiments(DEMO, "remedies"))
+    labelled.child("runs", "unknown-050-seed0-trainable=ffn").delete()
+    texts = finished_settings(labelled, resolve_experiments(DEMO, "idk"))
+    assert len(texts) == 4
+    assert not [text for text in texts if "trainable=ffn" in text]
+
+
+def finished_settings(study: Folder, config: StudyConfig) -> tuple[str, ...]:
+    sweep = include_finished_variants(study, replace(config, sweep=without_further_settings(config.sweep)))
+    return include_finished_settings(study, sweep).grid.further_settings
+
+
+def without_further_settings(sweep: SweepConfig) -> SweepConfig:
+    return replace(sweep, grid=replace(sweep.grid, further_settings=()))
 
 
 @pytest.mark.parametrize(

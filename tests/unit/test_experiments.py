@@ -102,6 +102,33 @@ def test_weighted_variants_are_drawn_if_requested() -> None:
     assert "weighted-050" not in resolve(presets.demo_study()).sweep.grid.variants
 
 
+def test_remedies_add_their_sets_and_settings_if_requested() -> None:
+    config = resolve_demo_study(experiments=("remedies",))
+    assert config.sweep.grid.variants == ("unknown-050", "known-050", "idk-050", "p-correct-050")
+    settings = [run.settings_text for run in config.sweep.trajectories if run.variant == "unknown-050"]
+    assert settings == [
+        "",
+        "learning_rate=0.0022",
+        "distill_weight=1.0",
+        "replay_known=64",
+        "trainable=attention",
+        "trainable=ffn",
+        "lora_rank=8;learning_rate=0.0022",
+    ]
+    default = resolve(presets.demo_study())
+    assert "remedies" not in default.experiments, "it would make the demo longer"
+    assert not default.sweep.grid.further_settings
+    drawn = replace(presets.demo_study().variants, p_correct_shares=(0.5,))
+    assert "remedies" not in resolve(replace(presets.demo_study(), variants=drawn)).experiments
+
+
+def test_remedies_of_a_study_with_lora_have_no_lora() -> None:
+    study = replace(presets.lora_study(), experiments=("remedies",), model="m", questions="q")
+    texts = {run.settings_text for run in resolve(study).sweep.trajectories}
+    assert not any("lora_rank" in text for text in texts)
+    assert "trainable=attention" in texts
+
+
 def test_p_true_is_scored_if_requested() -> None:
     assert resolve_demo_study().annotate.p_true
     assert resolve_demo_study(experiments=("p_true",)).annotate.p_true
@@ -144,6 +171,7 @@ def test_study_without_training_has_no_sweep() -> None:
             r"needs every answer \(--annotate\.mode",
         ),
         ("demo", ["--experiments", "stability", "--annotate.repeats-per-relation", "0"], "annotated twice"),
+        ("demo", ["--experiments", "remedies", "--annotate.estimator", "gold"], r"needs every answer"),
         ("paper", ["--experiments", "planted", "--model", "m", "--questions", "q"], "planted facts"),
         ("demo", ["--experiments", "idk", "--sweep.grid.variants", "natural"], "both determine the trained variants"),
     ],

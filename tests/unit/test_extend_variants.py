@@ -20,6 +20,7 @@ SETS = {
     "idk_shares": (),
     "concentrated_shares": (0.5,),
     "weighted_shares": (0.5,),
+    "p_correct_shares": (0.5,),
 }
 ADDED_SETS = {
     "unknown_shares": (0.29, 1.0),
@@ -29,6 +30,7 @@ ADDED_SETS = {
     "idk_shares": (0.5, 1.0),
     "concentrated_shares": (0.45,),
     "weighted_shares": (0.29,),
+    "p_correct_shares": (0.29,),
 }
 
 
@@ -64,7 +66,7 @@ def test_fewer_or_reordered_sets_change_nothing(tmp_path: Path) -> None:
     for config in (
         fewer,
         VariantsConfig(),
-        VariantsConfig(**SETS | {"concentrated_shares": (), "weighted_shares": ()}),
+        VariantsConfig(**SETS | {"concentrated_shares": (), "weighted_shares": (), "p_correct_shares": ()}),
     ):
         assert draw_variants(study, config) == manifest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()} == stamps

@@ -248,6 +248,107 @@ def test_budgets_share_a_trajectory_unless_results_depend_on_the_number_of_epoch
     assert len({run.epochs for run in runs}) == (2 if why else 1)
 
 
+FURTHER = (
+    "trainable=ffn if variant=unknown-*",
+    "replay_known=2*batch_size if variant=unknown-050",
+    "lora_rank=8;learning_rate=10*learning_rate if variant=unknown-050",
+)
+
+
+def test_further_settings_are_trained_beside_the_combinations() -> None:
+    """They multiply neither with axes nor with further seeds."""
+    grid = GridConfig(
+        variants=("unknown-050", "natural"),
+        seeds=(3,),
+        further_seeds=(4,),
+        epochs=(2, 5),
+        policies=("fixed", "best_dev"),
+        axes=("dropout=0.0,0.1",),
+        further_settings=FURTHER,
+    )
+    base = TrainConfig(dropout=0.0, learning_rate=2.2e-4, batch_size=32)
+    without = replace(grid, further_settings=())
+    runs = trajectories(grid, base, shared=True)
+    added = [run for run in runs if run not in trajectories(without, base, shared=True)]
+    assert [run.run_id for run in added] == [
+        "unknown-050-seed3-trainable=ffn",
+        "unknown-050-seed3-replay_known=64-epochs5",
+        "unknown-050-seed3-lora_rank=8-learning_rate=0.0022",
+    ]
+    assert {run.epochs for run in runs} == {5}
+    cells = points(grid, base, shared=True)
+    assert {point.run_id for point in cells} == {run.run_id for run in runs}
+    lengths = {point.settings_text: set() for point in cells}
+    for point in cells:
+        lengths[point.settings_text].add((point.epochs, str(point.policy)))
+    assert lengths["replay_known=64"] == {(5, "fixed(5)"), (5, "best_dev")}, "rows are replayed in the last epoch only"
+    assert lengths["lora_rank=8;learning_rate=0.0022"] == lengths[""]
+    assert not SweepConfig(grid=grid, train=base).independent_reason, "other trainings still serve all budgets"
+    assert "+ 3 with further settings = 8 trainings" in grid_summary(grid, base, shared=True)
+
+
+def test_further_settings_of_independent_budgets() -> None:
+    grid = GridConfig(variants=("unknown-050",), epochs=(2, 5), further_settings=FURTHER[:2])
+    runs = trajectories(grid, BASE, shared=False)
+    assert [run.run_id for run in runs] == [
+        "unknown-050-seed0-epochs2",
+        "unknown-050-seed0-epochs5",
+        "unknown-050-seed0-trainable=ffn-epochs2",
+        "unknown-050-seed0-trainable=ffn-epochs5",
+        "unknown-050-seed0-replay_known=256-epochs5",
+    ]
+    assert {point.run_id for point in points(grid, BASE, shared=False)} == {run.run_id for run in runs}
+
+
+def test_further_settings_that_are_trained_already_are_not_repeated() -> None:
+    axes = ("learning_rate=1e-5,1e-4",)
+    grid = GridConfig(variants=("natural",), epochs=(4,), axes=axes, policies=("fixed",))
+    more = ("learning_rate=10*learning_rate", "trainable=all", "dropout=0.1;dtype=float32", "dtype=float32;dropout=0.1")
+    runs = trajectories(replace(grid, further_settings=more), BASE, shared=True)
+    assert [run.run_id for run in runs] == [
+        *(run.run_id for run in trajectories(grid, BASE, shared=True)),
+        "natural-seed0-dropout=0.1-dtype=float32",
+    ]
+
+
+def test_grid_without_further_settings_keeps_its_identity() -> None:
+    assert "further_settings" not in GridConfig().identity()
+    assert GridConfig(further_settings=FURTHER).identity() != GridConfig().identity()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainable", "written `NAME=VALUE` or `NAME=VALUE;NAME=VALUE`"),
+        ("trainable=ffn; lora_rank=8", "without spaces"),
+        ("trainable=ffn if dropout=0.1", "` if variant=PATTERN`"),
+        ("lora_rank=4,8", "each setting has one value"),
+        ("lora_rank=4;lora_rank=8", "name a setting more than once"),
+        ("rate=1", "further settings 'rate=1': no setting rate changes results"),
+        ("epochs=3", r"epochs is an axis of the grid itself, --grid\.epochs"),
+        ("trainable=head", "trainable is 'head', it must be all, attention, ffn"),
+        ("lora_rank=2*rate", "no setting rate changes results"),
+        ("trainable=2*lora_rank", "trainable is not a number, so trainable cannot be 2\\*lora_rank"),
+        ("lora_rank=8..16", "lora_rank is '8..16', it must be int"),
+    ],
+)
+def test_invalid_further_settings_are_refused(text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        GridConfig(further_settings=(text,))
+
+
+def test_further_settings_that_no_training_takes_are_refused() -> None:
+    def sweep(*texts: str, **changes: Any) -> SweepConfig:
+        return SweepConfig(grid=GridConfig(axes=("dropout=0.0,0.1",), further_settings=texts), **changes)
+
+    with pytest.raises(SettingsError, match="lora_rank is 0, so there is no LoRA to scale"):
+        sweep("lora_alpha=8")
+    with pytest.raises(SettingsError, match="lora_alpha is a multiple of lora_alpha, which is none; give its value"):
+        sweep("lora_rank=8;lora_alpha=2*lora_alpha")
+    with pytest.raises(SettingsError, match="search optuna trains only the settings that it samples"):
+        sweep("trainable=ffn", search="optuna")
+
+
 def test_stop_policies_of_a_live_sweep() -> None:
     grid = GridConfig(epochs=(2, 5), policies=("fixed", "fixed(3)", "patience(1)"))
     assert SweepConfig(grid=grid).stop_policies == ()

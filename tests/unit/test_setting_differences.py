@@ -45,8 +45,8 @@ WITHOUT_RESULT = {"cost", "content", "nothing"}
 """What a field may affect without affecting results."""
 SEARCHED = {"search": "optuna"}
 """A search, so that its settings have an effect."""
-WEIGHTED = {"weighted_shares": [0.5]}
-"""A set with weights, likewise."""
+WEIGHTED = {"weighted_shares": [0.5], "p_correct_shares": [0.5]}
+"""Sets with weights, likewise."""
 EVALUATED = {"evaluate": "needed"}
 """Evaluations whose epochs the settings choose."""
 JUDGED = {"matcher": "judge"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from slick.errors import SettingsError, VariantError
@@ -76,6 +77,8 @@ def test_identity_without_weighted_sets_is_unchanged() -> None:
         ({"unknown_weight": -0.5}, "unknown_weight must be in"),
         ({"unknown_weight": math.nan}, "unknown_weight must be in"),
         ({"weakly_weight": math.inf}, "weakly_weight must be in"),
+        ({"p_correct_shares": (1.0,)}, "p_correct_shares must be shares of whole percent from 0.01 to 0.99"),
+        ({"min_p_correct_weight": 1.5}, "min_p_correct_weight is a share"),
     ],
 )
 def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -89,6 +92,44 @@ def test_set_with_weight_0_in_all_rows_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(VariantError, match=r"weighted-050 would have weight 0 in all of its 8 rows.*--unknown-weight"):
         draw_variants(study, replace(config, unknown_weight=0.0, weakly_weight=0.0))
     assert draw_variants(study, replace(config, unknown_weight=0.0)).counts["weighted-050"]["num"] == 8
+
+
+# Weights by P_Correct.
+
+
+def test_rows_are_weighted_by_the_share_of_all_their_answers(tmp_path: Path) -> None:
+    study = write_labelled_study(tmp_path, SMALL)
+    config = VariantsConfig(p_correct_shares=(0.5,))
+    entry = draw_variants(study, config).counts["p-correct-050"]
+    weighted, plain = read_variant(study, "p-correct-050"), read_variant(study, "unknown-050")
+    assert weighted.drop_columns("weight") == plain
+    expected = {"HighlyKnown": 0.9, "MaybeKnown": 0.5, "WeaklyKnown": 0.1, "Unknown": 0.05}
+    assert weighted["weight"].to_pylist() == [expected[c] for c in weighted["category"].to_pylist()]
+    assert set(weighted["category"].to_pylist()) == expected.keys()
+    assert (entry["kind"], entry["requested_share"]) == ("p-correct", 0.5)
+    assert variant_label(load_study(study).variants["p-correct-050"]) == "D, 50 % Unknown, weighted by P_Correct"
+
+
+def test_identity_without_sets_weighted_by_p_correct_is_unchanged() -> None:
+    plain = VariantsConfig()
+    assert plain.identity() == VariantsConfig(min_p_correct_weight=0.5).identity()
+    assert not {"p_correct_shares", "min_p_correct_weight"} & plain.identity().keys()
+    assert VariantsConfig(p_correct_shares=(0.5,), min_p_correct_weight=0.5).identity() != plain.identity()
+
+
+def test_p_correct_of_incomplete_answers_is_refused(tmp_path: Path) -> None:
+    """In labels mode, not all samples of a question are drawn; the gold estimator draws none."""
+    study = write_labelled_study(tmp_path, SMALL)
+    table = study.child("annotate").read_table("knowledge.parquet")
+    missing = [None if category == "HighlyKnown" else 0.1 for category in table["category"].to_pylist()]
+    at = table.schema.get_field_index("p_correct_sampled")
+    study.child("annotate").write_table(
+        "knowledge.parquet", table.set_column(at, "p_correct_sampled", pa.array(missing, pa.float64()))
+    )
+    config = VariantsConfig(p_correct_shares=(0.5,))
+    with pytest.raises(VariantError, match=r"p-correct-050 needs the share .* of [1-9]\d* of its .* --mode full and"):
+        draw_variants(study, config)
+    draw_variants(study, VariantsConfig())
 
 
 # The section of the report.
