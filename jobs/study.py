@@ -8,6 +8,7 @@ slick study lora --model FOLDER --questions FILE   # the paper's study with LoRA
 slick study paper --dry-run                        # print the settings; their cost and memory on stderr
 slick study paper --config study.yaml              # settings from YAML or JSON, such as a study.json
 slick study demo --experiments idk,p_true          # train only what these need; later runs may add more
+slick study demo --experiments remedies            # remedies against forgetting, on unknown-050
 """
 
 import json

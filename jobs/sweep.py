@@ -4,6 +4,7 @@ slick sweep demo --out studies/demo
 slick sweep paper --grid.seeds 0 1 2 --train.num-workers 2 --out studies/llama
 slick sweep paper --plan --out studies/llama     # estimate the cost with a few measured steps
 slick sweep paper --grid.axes "learning_rate=1e-5,1e-4" --stop live --out studies/llama
+slick sweep paper --grid.further-settings "trainable=ffn if variant=unknown-050" --out studies/llama
 slick sweep lora --search optuna --samples 30 --grid.variants unknown-000 --out studies/llama \
     --grid.axes "learning_rate=1e-6..1e-3:log" "lora_rank=4..64"
 """

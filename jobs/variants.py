@@ -4,6 +4,7 @@ slick variants demo --out studies/demo
 slick variants paper --unknown-shares 0 0.5 1 --out studies/llama
 slick variants paper --concentrated-shares 0.5 --out studies/llama    # added to the existing sets
 slick variants paper --weighted-shares 0.5 --unknown-weight 0.25 --out studies/llama
+slick variants paper --p-correct-shares 0.5 --out studies/llama       # rows weighted by their share of correct answers
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 for seed in 10 11 12; do slick study demo --seed $seed --out studies/$seed; done
 python -m tests.benchmarks.demo_seeds studies/*
+python -m tests.benchmarks.demo_seeds --remedies studies/*     # of studies with --experiments remedies
 """
 
 import argparse
@@ -9,9 +10,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from slick.report.findings.base import Verdict
 from slick.report.loading import load_study
-from slick.report.measurements import CONVERGENCE, EARLY_STOP
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, format_change
+from slick.report.recommendation import t_interval_over_seeds
+from slick.report.sections.remedies import compare
+from slick.report.statistics.remedies import NO_REMEDY, RemedyComparison
 from slick.storage import as_folder
 from slick.types import Category
 
@@ -45,6 +51,45 @@ def world_rows(folders: list[Path]) -> list[list[str]]:
     return rows
 
 
+def remedy_rows(folders: list[Path]) -> list[list[str]]:
+    """One row per remedy: verdicts, and means over the studies of the differences from no remedy.
+
+    The intervals are Student's t over studies: they say what to expect of another world.
+    """
+    by_remedy: dict[str, list[RemedyComparison]] = {}
+    for folder in folders:
+        for comparison in compare(load_study(as_folder(str(folder)))):
+            by_remedy.setdefault(comparison.remedy, []).append(comparison)
+    rows = []
+    for remedy, comparisons in by_remedy.items():
+        verdicts = Counter(str(comparison.verdict) for comparison in comparisons)
+        learned = [comparison.learned.value for comparison in comparisons if comparison.learned is not None]
+        changes = [
+            [comparison.learned_change, comparison.lost_change, comparison.accuracy_change]
+            for comparison in comparisons
+        ]
+        rows.append(
+            [
+                remedy,
+                f"{np.mean(learned):.1f}" if learned else "not trained",
+                f"{np.mean([comparison.lost.value for comparison in comparisons]):.1f}",
+                *(_mean_change([change.value for change in column]) for column in zip(*changes, strict=True)),
+                ", ".join(f"{num} {verdict}" for verdict, num in verdicts.most_common()),
+            ]
+        )
+        if remedy == NO_REMEDY:
+            rows[-1][3:] = [""] * 4
+    return rows
+
+
+def _mean_change(values: list[float]) -> str:
+    estimate = t_interval_over_seeds(values)
+    assert estimate.value is not None
+    low, high = estimate.low, estimate.high
+    clipped = (None, None) if low is None or high is None else (max(low, -100.0), min(high, 100.0))
+    return format_change(estimate.value, *clipped)
+
+
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Print a Markdown table."""
     for row in [columns, ["---"] * len(columns), *rows]:
@@ -56,7 +101,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("--reasons", action="store_true", help="print why, for each study")
+    parser.add_argument("--remedies", action="store_true", help="print the table of remedies only")
     arguments = parser.parse_args()
+    if arguments.remedies:
+        columns = ["remedy", "learned, %", "lost, %", "learned - none", "lost - none", "test - none", "verdicts"]
+        print_table(columns, remedy_rows(arguments.studies))
+        return
     print_table(["", "claim", *map(str, Verdict)], verdict_rows(arguments.studies))
     print()
     lengths = ("early stop", "convergence")

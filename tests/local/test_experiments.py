@@ -1,5 +1,6 @@
 """Experiments added to a study one after another: each time only what is missing is done."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -63,10 +64,32 @@ def test_experiments_can_be_added_to_a_finished_study(tmp_path: Path) -> None:
     assert tables, "the report must include the experiment"
 
     before = modification_times(out)
+    run_study(out, "remedies")
+    after = modification_times(out)
+    assert {name.split("/")[1] for name in after.keys() - before.keys()} == {
+        "known-050-seed0",
+        "p-correct-050-seed0",
+        "unknown-050-seed0-distill_weight=1.0",
+        "unknown-050-seed0-replay_known=64-epochs1",
+        "unknown-050-seed0-trainable=attention",
+        "unknown-050-seed0-trainable=ffn",
+        "unknown-050-seed0-lora_rank=8-learning_rate=0.0022",
+    }
+    with (out / "report" / "tables" / "remedies.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 1 + 9, "no remedy, then one line for each"
+    assert {row["learned"] for row in rows if row["remedy"] == "Unknown rows dropped"} == {"not trained"}
+    assert {row["verdict"] for row in rows[1:]} == {"inconclusive"}, "8 Unknown rows decide nothing"
+
+    before = modification_times(out)
     run_study(out, "idk")
     after = modification_times(out)
     assert {name for name, stamp in after.items() if before.get(name) != stamp} <= {"report/manifest.json"}
     assert "concentrated-050" in variants(out), "experiments requested before are kept"
+    kept = set(pq.read_table(out / "sweep" / "points.parquet")["settings"].to_pylist())
+    assert len(kept) == 1 + 5, "and so are their further settings"
     settings = json.loads((out / "study.json").read_text())["settings"]
-    assert settings["experiments"] == ["counts", "ood", "idk", "concentration"], "requested experiments accumulate"
+    assert settings["experiments"] == ["counts", "ood", "idk", "concentration", "remedies"], (
+        "requested experiments accumulate"
+    )
     assert settings["variants"]["concentrated_shares"] == [0.5]

@@ -223,7 +223,7 @@ def test_summary_names_what_is_worth_it() -> None:
     assert text.startswith("Without a remedy, 92.9 % of the Unknown facts are learned and 25.0 % of the HighlyKnown")
     assert "Worth it: self-distillation (weight 1.0). Self-distillation (weight 1.0) changes facts lost by -15" in text
     assert "at the price of facts learned or accuracy: early stopping. Of these, early stopping gives up the" in text
-    assert "fewest learned facts: -78.6 (-85.5 to -71.7) points learned for -10.0 (-13.0 to -7.0) lost." in text
+    assert "fewest learned facts: -78.6 (-85.6 to -71.6) points learned for -10.0 (-13.0 to -7.0) lost." in text
     assert "More facts lost: feed-forward layers only. Inconclusive: Unknown rows dropped." in text
     equal = StudyData(loaded={load_remedy_runs: [make_run(NO_REMEDY), make_run("a")]})
     assert summary_text(equal).endswith("No remedy is shown to be worth it. Inconclusive: a.")
