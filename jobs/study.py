@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -210,12 +210,8 @@ def resolve_experiments(config: StudyConfig) -> StudyConfig:
 
 def _with_further_settings(config: StudyConfig, texts: Iterable[str]) -> StudyConfig:
     """The study whose grid has further settings too. LoRA is left out if all trainings have it."""
-    grid = config.sweep.grid
     added = [text for text in texts if not (config.sweep.train.lora_rank and text.startswith("lora_rank="))]
-    if not added:
-        return config
-    grid = replace(grid, further_settings=tuple(dict.fromkeys([*grid.further_settings, *added])))
-    return replace(config, sweep=replace(config.sweep, grid=grid))
+    return replace(config, sweep=_with_texts(config.sweep, added))
 
 
 def _with_experiments(config: StudyConfig, names: tuple[str, ...], trained: tuple[str, ...]) -> StudyConfig:
@@ -290,25 +286,28 @@ def include_finished_settings(study: Folder, sweep: SweepConfig) -> SweepConfig:
     if sweep.search != "grid":
         return sweep
     run_ids = {run.run_id for run in sweep.trajectories}
+    candidates: dict[str, dict[str, TrainConfig]] = {}
     for text in further_settings_for(list(EXPERIMENTS)):
-        grid = sweep.grid
-        extended = replace(
-            sweep, grid=replace(grid, further_settings=tuple(dict.fromkeys([*grid.further_settings, text])))
-        )
-        added = {run.run_id: run.config(sweep.train) for run in extended.trajectories if run.run_id not in run_ids}
-        finished = all(read_manifest(study.child("runs", run_id)) is not None for run_id in added)
-        if added and finished and not _unfinished(study, sweep, added):
-            sweep, run_ids = extended, run_ids | added.keys()
-    return sweep
-
-
-def _unfinished(study: Folder, sweep: SweepConfig, configs: Mapping[str, TrainConfig]) -> bool:
-    """Whether a training with a manifest has too few epochs or other settings than the sweep now."""
+        runs = _with_texts(sweep, [text]).trajectories
+        added = {run.run_id: run.config(sweep.train) for run in runs if run.run_id not in run_ids}
+        if added and all(read_manifest(study.child("runs", run_id)) is not None for run_id in added):
+            candidates[text] = added
+    if not candidates:
+        return sweep
+    configs = {run_id: config for added in candidates.values() for run_id, config in added.items()}
     try:
-        return bool(plan_runs(study, configs, sweep.stop_policies, accept_early_stopped=sweep.scheduler != "none"))
+        plans = plan_runs(study, configs, sweep.stop_policies, accept_early_stopped=sweep.scheduler != "none")
     except StudyError as error:
         print(f"sweep: runs with other settings are left out of its points: {error}")
-        return True
+        return sweep
+    unfinished = {plan.run_id for plan in plans}
+    return _with_texts(sweep, [text for text, added in candidates.items() if not added.keys() & unfinished])
+
+
+def _with_texts(sweep: SweepConfig, texts: Iterable[str]) -> SweepConfig:
+    """The sweep with further settings in addition to its own."""
+    grid = sweep.grid
+    return replace(sweep, grid=replace(grid, further_settings=tuple(dict.fromkeys([*grid.further_settings, *texts]))))
 
 
 def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
@@ -360,10 +359,13 @@ def _memory_lines(config: StudyConfig) -> list[str]:
     except SettingsError as error:
         return [f"the memory of a training is not known: {error}"]
     dtype = resolve_train_dtype(train.dtype, ASSUMED_GPU)
-    memory = estimate_training_memory(shape, replace(train, dtype=dtype), train.num_workers)
+    trainings = {run.settings: run.config(replace(train, dtype=dtype)) for run in config.sweep.trajectories}
+    memories = [estimate_training_memory(shape, training, train.num_workers) for training in trainings.values()]
+    device_bytes = max(memory.peak_device_bytes for memory in memories)
+    machine_bytes = max(memory.peak_machine_bytes(train.num_workers) for memory in memories)
     return [
-        f"a training takes up to {memory.peak_device_bytes / 1e9:,.1f} GB of GPU memory per worker ({dtype}, "
-        f"{train.num_workers} workers) and up to {memory.peak_machine_bytes(train.num_workers) / 1e9:,.1f} GB on a "
+        f"a training takes up to {device_bytes / 1e9:,.1f} GB of GPU memory per worker ({dtype}, "
+        f"{train.num_workers} workers) and up to {machine_bytes / 1e9:,.1f} GB on a "
         f"machine with all workers; `slick plan --model {config.model} --gpus {train.num_workers}` compares settings"
     ]
 
@@ -371,10 +373,12 @@ def _memory_lines(config: StudyConfig) -> list[str]:
 def _experiment_lines(config: StudyConfig) -> list[str]:
     """One line per experiment: its tables and figures in the paper, its runs, or why it is left out."""
     rows = [("experiment", "in the paper", "variants", "trainings", "epochs", "")]
+    combinations_only = replace(config.sweep, grid=replace(config.sweep.grid, further_settings=()))
     for name in config.experiments:
         experiment = EXPERIMENTS[name]
         variants = set(variants_for_experiments([name], config.variants)) & set(config.sweep.grid.variants)
-        runs = [run for run in config.sweep.trajectories if run.variant in variants] if experiment.requirements else []
+        sweep = config.sweep if experiment.further_settings else combinations_only
+        runs = [run for run in sweep.trajectories if run.variant in variants] if experiment.requirements else []
         numbers = (str(len(variants)), str(len(runs)), f"{sum(run.epochs for run in runs):,}") if runs else ("-",) * 3
         why = "; ".join(unmet_requirements(name, config))
         rows.append((name, experiment.exhibits or "beyond", *numbers, f"left out: {why}" if why else ""))

@@ -238,6 +238,24 @@ def test_studies_of_large_models_have_the_settings_and_memory_of_their_trainings
     assert "a training takes" not in forecast_cost(resolve(without_folder)), "it is not downloaded"
 
 
+def test_memory_of_a_study_is_that_of_its_largest_training(llama_8b: str) -> None:
+    """Self-distillation holds a copy of the frozen model."""
+
+    def gigabytes(*experiments: str) -> float:
+        study = replace(presets.paper_study(), model=llama_8b, questions="q.zip", experiments=experiments)
+        (line,) = [line for line in forecast_cost(resolve(study)).splitlines() if line.startswith("a training takes")]
+        return float(line.split()[5])
+
+    assert gigabytes("remedies") - gigabytes("idk") == pytest.approx(16, abs=0.2)
+
+
+def test_cost_forecast_counts_the_trainings_of_remedies_once() -> None:
+    lines = forecast_cost(resolve_demo_study(experiments=("remedies", "idk"))).splitlines()
+    cells = {line.split()[0]: line for line in lines if line}
+    assert cells["remedies"].split()[-3:] == ["4", "10", "100"]
+    assert cells["idk"].split()[-3:] == ["2", "3", "30"]
+
+
 def test_training_that_cannot_fit_a_gpu_is_refused(llama_8b: str) -> None:
     large = presets.large_training()
     check_training_memory(llama_8b, large, 8, 80 * 10**9)

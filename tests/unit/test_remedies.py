@@ -13,14 +13,11 @@ from slick.report.data import StudyData, Variant
 from slick.report.loading import load_run
 from slick.report.measurements import InsufficientDataError
 from slick.report.sections.remedies import (
-    EARLY_STOPPING,
     compare,
-    load_remedy_runs,
     remedies_figure,
     remedies_numbers_table,
     remedies_section,
     remedies_table,
-    remedy_of_settings,
     summary_text,
     verdicts_table,
 )
@@ -31,6 +28,7 @@ from slick.report.statistics.remedies import (
     Verdict,
     compare_remedies,
 )
+from slick.report.statistics.remedy_runs import EARLY_STOPPING, load_remedy_runs, remedy_of_settings
 from slick.storage import Folder
 from slick.study_files import EPOCHS_SCHEMA, PREDICTIONS_SCHEMA
 from tests.study_builder import finish_step, write_questions

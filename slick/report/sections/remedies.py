@@ -1,19 +1,11 @@
 """Remedies against forgetting: Unknown facts learned against HighlyKnown facts lost, and which remedy is worth it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
-
-from slick.matching import is_hit
 from slick.report.charts import BLUE, GREEN, INK, MUTED, VERMILLION, separate_values
-from slick.report.data import Run, StudyData
-from slick.report.loading import finished_runs, parse_run_id
+from slick.report.data import StudyData
 from slick.report.measurements import (
-    CONVERGENCE,
-    EARLY_STOP,
     PAIRING_NOTE,
     Z_95,
     Measurement,
@@ -30,22 +22,13 @@ from slick.report.statistics.remedies import (
     LEARNED_MARGIN,
     NO_REMEDY,
     RemedyComparison,
-    RemedyRun,
     Verdict,
     compare_remedies,
 )
+from slick.report.statistics.remedy_runs import load_remedy_runs, needs_labels
 from slick.report.tables import CellValue, Row, Table
-from slick.storage import Folder
-from slick.study import read_manifest
-from slick.study_files import read_epochs, read_predictions, read_question_rows
-from slick.types import Category
 
 SHARE = 0.5
-EARLY_STOPPING = "early stopping"
-_SETS = {"known": "Unknown rows dropped", "idk": "Unknown rows as “I don’t know”", "p-correct": "weights by P_Correct"}
-"""Kinds of the fine-tuning sets that are remedies, with their names."""
-_LABELS_NEEDED = (*_SETS.values(), "Known rows replayed")
-"""Remedies that need the categories of the training rows; all others need no annotation."""
 _VERDICT_STYLES = {
     Verdict.WORTH_IT: (GREEN, "o"),
     Verdict.TRADE: (BLUE, "s"),
@@ -220,7 +203,7 @@ def remedies_table(comparisons: Sequence[RemedyComparison]) -> Table:
                 changes[2],
                 f"{comparison.relative_passes:.2f}",
                 None if time is None else f"{time:.2f}",
-                "yes" if comparison.remedy.startswith(_LABELS_NEEDED) else "no",
+                "yes" if needs_labels(comparison.remedy) else "no",
                 None if is_base else str(comparison.verdict),
             )
         )
@@ -263,140 +246,3 @@ def compare(data: StudyData) -> list[RemedyComparison]:
     runs = [run for run in data.runs if run.variant in names.values()]
     kinds = {name: kind for kind, name in names.items()}
     return compare_remedies(data.load_cached(load_remedy_runs, [], runs, kinds))
-
-
-@dataclass(frozen=True, slots=True)
-class _Checkpoint:
-    remedy: str
-    run_id: str
-    seed: int
-    epoch: int
-
-
-def load_remedy_runs(study: Folder, runs: Sequence[Run], kinds: Mapping[str, str]) -> list[RemedyRun]:
-    """Load the answers of every remedy that was trained as long as `unknown-050`, in the order of the tables.
-
-    Args:
-        study: the study.
-        runs: its runs with the default settings, of the variants in `kinds`.
-        kinds: name of each variant at the share of the remedies -> its kind.
-    """
-    base = {run.seed: run for run in runs if kinds[run.variant] == "unknown"}
-    checkpoints = [_Checkpoint(NO_REMEDY, run.run_id, run.seed, run.epoch(CONVERGENCE)) for run in base.values()]
-    checkpoints += [
-        _Checkpoint(EARLY_STOPPING, run.run_id, run.seed, run.epoch(EARLY_STOP))
-        for run in base.values()
-        if run.early_epoch is not None
-    ]
-    lengths = {seed: run.epoch(CONVERGENCE) for seed, run in base.items()}
-    checkpoints += [
-        _Checkpoint(label, run.run_id, run.seed, lengths[run.seed])
-        for kind, label in _SETS.items()
-        for run in runs
-        if kinds[run.variant] == kind and run.epoch(CONVERGENCE) == lengths.get(run.seed)
-    ]
-    checkpoints += _settings_checkpoints(study, {run.variant for run in base.values()}, lengths)
-    gold = _gold_answers(study) if checkpoints else {}
-    unknown_ids = _unknown_ids(study, checkpoints[0]) if checkpoints else None
-    return [loaded for checkpoint in checkpoints if (loaded := _load_run(study, checkpoint, unknown_ids, gold))]
-
-
-def remedy_of_settings(settings: Mapping[str, str]) -> str:
-    """The remedy that training settings are, in words; empty if they are none.
-
-    >>> remedy_of_settings({"lora_rank": "8", "learning_rate": "0.002"})
-    'LoRA (rank 8, learning rate 0.002)'
-    >>> remedy_of_settings({"replay_known": "64"}), remedy_of_settings({"learning_rate": "0.002"})
-    ('Known rows replayed at the end (64)', '')
-    """
-    names = set(settings)
-    if names == {"replay_known"}:
-        return f"Known rows replayed at the end ({settings['replay_known']})"
-    if names == {"trainable"} and settings["trainable"] != "all":
-        return {"attention": "attention layers only", "ffn": "feed-forward layers only"}[settings["trainable"]]
-    if "distill_weight" in names and names <= {"distill_weight", "distill_temperature"}:
-        return f"self-distillation ({_describe(settings)})"
-    if "lora_rank" in names and names <= {"lora_rank", "lora_alpha", "learning_rate"}:
-        return f"LoRA ({_describe(settings)})"
-    return ""
-
-
-def _describe(settings: Mapping[str, str]) -> str:
-    return ", ".join(
-        f"{name.removeprefix('lora_').removeprefix('distill_').replace('_', ' ')} {value}"
-        for name, value in settings.items()
-    )
-
-
-def _settings_checkpoints(study: Folder, variants: set[str], lengths: Mapping[int, int]) -> list[_Checkpoint]:
-    """The last epochs of the trainings of `unknown-050` with other settings that are remedies."""
-    checkpoints = []
-    for run_id in finished_runs(study):
-        variant, seed, text = parse_run_id(run_id)
-        remedy = remedy_of_settings(dict(part.split("=", 1) for part in text.split(";"))) if text else ""
-        if not remedy or variant not in variants or seed not in lengths:
-            continue
-        if max(read_epochs(study.child("runs", run_id))["epoch"].to_pylist()) == lengths[seed]:
-            checkpoints.append(_Checkpoint(remedy, run_id, seed, lengths[seed]))
-    return sorted(checkpoints, key=lambda checkpoint: checkpoint.remedy.lower())
-
-
-def _gold_answers(study: Folder) -> dict[str, list[str]]:
-    columns = read_question_rows(study.child("questions"), ["question_id", "answers"]).to_pydict()
-    return dict(zip(columns["question_id"], columns["answers"], strict=True))
-
-
-def _unknown_ids(study: Folder, base: _Checkpoint) -> Any:
-    """The question_ids of the Unknown rows that no remedy is trained on, sorted."""
-    table = read_predictions(
-        study.child("runs", base.run_id), _file_name(base.epoch), ["question_id", "split", "category"]
-    )
-    mask = pc.and_(pc.equal(table["split"], "train"), pc.equal(table["category"], str(Category.UNKNOWN)))
-    return np.array(sorted(table.filter(mask)["question_id"].to_pylist()), dtype=str)
-
-
-def _file_name(epoch: int) -> str:
-    return f"epoch-{epoch:03d}.parquet"
-
-
-def _load_run(
-    study: Folder, checkpoint: _Checkpoint, unknown_ids: Any, gold: Mapping[str, Sequence[str]]
-) -> RemedyRun | None:
-    """The answers of a training at a checkpoint; None if they were not stored."""
-    folder = study.child("runs", checkpoint.run_id)
-    manifest = read_manifest(folder)
-    if manifest is None or not folder.exists(f"predictions/{_file_name(checkpoint.epoch)}"):
-        return None
-    columns = ["question_id", "split", "category", "hit", "text"]
-    table = read_predictions(folder, _file_name(checkpoint.epoch), columns).sort_by("question_id")
-    test = table.filter(pc.equal(table["split"], "test")).to_pydict()
-    train = table.filter(pc.equal(table["split"], "train")).to_pydict()
-    if not test["question_id"]:
-        return None
-    matcher = str(manifest.settings.get("matcher", "exact"))
-    # A row relabelled as "I don't know" is stored as right if that is the answer, so gold answers are matched here.
-    learned = {
-        question_id: is_hit(text, gold[question_id], matcher)
-        for question_id, category, text in zip(train["question_id"], train["category"], train["text"], strict=True)
-        if category == Category.UNKNOWN
-    }
-    epochs, counts = checkpoint.epoch, manifest.counts
-    seconds, num_epochs = counts.get("training_seconds"), counts.get("epochs_now")
-    return RemedyRun(
-        remedy=checkpoint.remedy,
-        seed=checkpoint.seed,
-        epochs=epochs,
-        unknown_ids=np.array(sorted(learned), dtype=str) if learned else unknown_ids,
-        learned=np.array([learned[question_id] for question_id in sorted(learned)]) if learned else None,
-        test_ids=np.array(test["question_id"], dtype=str),
-        is_highly_known=np.array(test["category"], dtype=object) == str(Category.HIGHLY_KNOWN),
-        correct=np.array(test["hit"], dtype=bool),
-        training_seconds=float(seconds) * epochs / num_epochs if seconds and num_epochs else None,
-        num_passes=_num_passes(len(train["question_id"]), epochs, manifest.settings),
-    )
-
-
-def _num_passes(num_rows: int, epochs: int, settings: Mapping[str, Any]) -> int:
-    """Forward passes of one row: every row once an epoch, twice if a frozen model distils, and the replayed rows."""
-    num = num_rows * epochs + int(settings.get("replay_known") or 0)
-    return 2 * num if settings.get("distill_weight") else num
