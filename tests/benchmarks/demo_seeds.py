@@ -8,13 +8,14 @@ python -m tests.benchmarks.demo_seeds --remedies studies/*     # of studies with
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from slick.report.findings.base import Verdict
 from slick.report.loading import load_study
-from slick.report.measurements import CONVERGENCE, EARLY_STOP, format_change
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, Z_95, Measurement, format_change
 from slick.report.recommendation import t_interval_over_seeds
 from slick.report.sections.remedies import compare
 from slick.report.statistics.remedies import NO_REMEDY, RemedyComparison
@@ -54,7 +55,7 @@ def world_rows(folders: list[Path]) -> list[list[str]]:
 def remedy_rows(folders: list[Path]) -> list[list[str]]:
     """One row per remedy: verdicts, and means over the studies of the differences from no remedy.
 
-    The intervals are Student's t over studies: they say what to expect of another world.
+    The intervals are Student's t over studies, so they say what to expect of another world.
     """
     by_remedy: dict[str, list[RemedyComparison]] = {}
     for folder in folders:
@@ -73,7 +74,7 @@ def remedy_rows(folders: list[Path]) -> list[list[str]]:
                 remedy,
                 f"{np.mean(learned):.1f}" if learned else "not trained",
                 f"{np.mean([comparison.lost.value for comparison in comparisons]):.1f}",
-                *(_mean_change([change.value for change in column]) for column in zip(*changes, strict=True)),
+                *(_mean_change(column) for column in zip(*changes, strict=True)),
                 ", ".join(f"{num} {verdict}" for verdict, num in verdicts.most_common()),
             ]
         )
@@ -82,12 +83,14 @@ def remedy_rows(folders: list[Path]) -> list[list[str]]:
     return rows
 
 
-def _mean_change(values: list[float]) -> str:
-    estimate = t_interval_over_seeds(values)
+def _mean_change(changes: Sequence[Measurement]) -> str:
+    """The mean over studies; its margin is at least that of the errors within the studies."""
+    estimate = t_interval_over_seeds([change.value for change in changes])
     assert estimate.value is not None
-    low, high = estimate.low, estimate.high
-    clipped = (None, None) if low is None or high is None else (max(low, -100.0), min(high, 100.0))
-    return format_change(estimate.value, *clipped)
+    margin = Z_95 * float(np.sqrt(sum(change.se**2 for change in changes))) / len(changes)
+    if estimate.high is not None:
+        margin = max(margin, estimate.high - estimate.value)
+    return format_change(estimate.value, max(estimate.value - margin, -100.0), min(estimate.value + margin, 100.0))
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
