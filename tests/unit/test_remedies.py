@@ -118,6 +118,15 @@ def test_few_questions_decide_nothing() -> None:
     assert comparison.explanation() == "19 Unknown rows are too few to decide anything"
 
 
+def test_abstentions_are_counted_as_lost_and_named() -> None:
+    abstained = np.roll(answers(NUM_HIGHLY_KNOWN + NUM_OTHER, 100), 300)
+    comparison = judge(lost=200, abstained=abstained)
+    assert comparison.verdict is Verdict.HARMFUL
+    assert comparison.explanation().endswith(
+        "; of the 50.0 % of facts lost, 25.0 points are “I don’t know” and not wrong answers"
+    )
+
+
 def test_seeds_that_disagree_are_inconclusive() -> None:
     runs = [make_run(NO_REMEDY, seed=seed) for seed in range(3)]
     agree = [make_run("a", lost=60 + seed, seed=seed) for seed in range(3)]
@@ -266,7 +275,7 @@ def write_run(study: Folder, run_id: str, texts: dict[str, str], *, epochs: int 
     for epoch in range(1, epochs + 1):
         table = [
             {"question_id": name, "split": split, "category": category, "loss": None}
-            | {"text": text, "hit": text in (f"gold {name}", "I don't know")}
+            | {"text": text, "hit": text == f"gold {name}" or (split == "train" and text == "I don't know")}
             for name, split, category in rows
             for text in [texts.get(name, f"gold {name}")]
         ]
@@ -289,7 +298,7 @@ def study(tmp_path: Path) -> Folder:
     write_questions(study, [{"question_id": name, "relation": "P1", "subject": name} for name, *_ in ROWS + TESTS])
     write_run(study, "unknown-050-seed0", {"t1": "lost"})
     write_run(study, "known-050-seed0", {"u1": None, "u2": None})  # type: ignore[dict-item]
-    write_run(study, "idk-050-seed0", {"u1": "I don't know"})
+    write_run(study, "idk-050-seed0", {"u1": "I don't know", "t2": "i don't know."})
     write_run(study, "unknown-050-seed0-trainable=ffn", {"u2": "wrong"})
     write_run(study, "unknown-050-seed0-replay_known=3-epochs2", {}, replay_known=3)
     write_run(study, "unknown-050-seed0-replay_known=3-epochs1", {"u1": "wrong"}, epochs=1, replay_known=3)
@@ -313,7 +322,7 @@ def test_runs_of_remedies_are_loaded(study: Folder) -> None:
     compare(load_data(study))
     data = load_data(study)
     kinds = {name: variant.kind for name, variant in data.variants.items()}
-    runs = {run.remedy: run for run in load_remedy_runs(study, data.runs, kinds)}
+    runs = {run.remedy: run for run in load_remedy_runs(study, data.runs, kinds, data.idk_phrase)}
     assert [*runs] == [
         NO_REMEDY,
         EARLY_STOPPING,
@@ -343,5 +352,7 @@ def test_comparison_of_a_loaded_study_counts_dropped_rows_as_not_learned(study: 
     assert comparisons["Unknown rows dropped"].learned_change.value == -100.0
     assert remedies_table([*comparisons.values()]).rows[2][2] == "-100.0 (-100.0 to -30.7)", "within the possible range"
     assert comparisons["Unknown rows as “I don’t know”"].learned_change.value == -50.0
+    abstained = {name: comparison.abstained for name, comparison in comparisons.items() if comparison.abstained}
+    assert {name: cell.value for name, cell in abstained.items()} == {"Unknown rows as “I don’t know”": 50.0}
     assert comparisons["feed-forward layers only"].lost_change.value == -50.0
     assert {comparison.verdict for comparison in comparisons.values()} == {Verdict.INCONCLUSIVE}

@@ -245,4 +245,4 @@ def compare(data: StudyData) -> list[RemedyComparison]:
     names = {variant.kind: name for name, variant in data.variants.items() if variant.share == SHARE}
     runs = [run for run in data.runs if run.variant in names.values()]
     kinds = {name: kind for kind, name in names.items()}
-    return compare_remedies(data.load_cached(load_remedy_runs, [], runs, kinds))
+    return compare_remedies(data.load_cached(load_remedy_runs, [], runs, kinds, data.idk_phrase))

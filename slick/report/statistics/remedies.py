@@ -33,6 +33,7 @@ from slick.report.measurements import (
     interval_ends,
     mean_over_seeds,
     paired_se,
+    round1,
     seed_se,
 )
 from slick.report.statistics.intervals import holm
@@ -83,6 +84,8 @@ class RemedyRun:
     """Time of the training up to the checkpoint, without evaluation; None if it was not stored."""
     num_passes: int
     """Forward passes of one row each, including those of a frozen model."""
+    abstained: NDArray[np.bool_] | None = None
+    """Whether the answer to each test question is "I don't know", of shape (T,); None if no row has that target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,8 @@ class RemedyComparison:
     num_unknown: int
     num_highly_known: int
     num_test: int
+    abstained: Measurement | None
+    """HighlyKnown facts that are lost because the answer is "I don't know"; None if no row has that target."""
     relative_time: float | None
     """Training time relative to no remedy."""
     relative_passes: float
@@ -130,6 +135,15 @@ class RemedyComparison:
 
     def explanation(self) -> str:
         """The reason of the verdict, without full stop."""
+        if self.abstained is None:
+            return self._reason()
+        lost, abstained = round1(self.lost.value), round1(self.abstained.value)
+        return (
+            f"{self._reason()}; of the {lost:.1f} % of facts lost, {abstained:.1f} points are “I don’t know” and not "
+            "wrong answers"
+        )
+
+    def _reason(self) -> str:
         few = [
             f"{num} {what}"
             for num, what in ((self.num_highly_known, "HighlyKnown test questions"), (self.num_unknown, "Unknown rows"))
@@ -252,6 +266,7 @@ def _compare(
         num_unknown=len(first.unknown_ids),
         num_highly_known=int(first.is_highly_known.sum()),
         num_test=len(first.test_ids),
+        abstained=_abstained(group),
         relative_time=times[0] / times[1] if times[0] is not None and times[1] else None,
         relative_passes=sum(run.num_passes for run in group) / sum(run.num_passes for run in base),
     )
@@ -272,6 +287,11 @@ def _lost(runs: Sequence[RemedyRun]) -> FloatArray:
 def _correct(runs: Sequence[RemedyRun]) -> FloatArray:
     """Shape (seeds, T)."""
     return np.array([run.correct for run in runs], dtype=np.float64)
+
+
+def _abstained(runs: Sequence[RemedyRun]) -> Measurement | None:
+    flags = [run.abstained[run.is_highly_known] for run in runs if run.abstained is not None]
+    return _percentage(np.array(flags, dtype=np.float64)) if len(flags) == len(runs) else None
 
 
 def _mean_time(runs: Sequence[RemedyRun]) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from slick.matching import is_hit
+from slick.matching import is_hit, normalize
 from slick.report.data import Run
 from slick.report.loading import finished_runs, parse_run_id
 from slick.report.measurements import CONVERGENCE, EARLY_STOP
@@ -31,13 +31,16 @@ class _Checkpoint:
     epoch: int
 
 
-def load_remedy_runs(study: Folder, runs: Sequence[Run], kinds: Mapping[str, str]) -> list[RemedyRun]:
+def load_remedy_runs(
+    study: Folder, runs: Sequence[Run], kinds: Mapping[str, str], idk_phrase: str = ""
+) -> list[RemedyRun]:
     """Load the answers of every remedy that was trained as long as `unknown-050`, in the order of the tables.
 
     Args:
         study: the study.
         runs: its runs with the default settings, of the variants in `kinds`.
         kinds: name of each variant at the share of the remedies -> its kind.
+        idk_phrase: target of the relabelled rows.
     """
     base = {run.seed: run for run in runs if kinds[run.variant] == "unknown"}
     checkpoints = [_Checkpoint(NO_REMEDY, run.run_id, run.seed, run.epoch(CONVERGENCE)) for run in base.values()]
@@ -56,7 +59,8 @@ def load_remedy_runs(study: Folder, runs: Sequence[Run], kinds: Mapping[str, str
     checkpoints += _settings_checkpoints(study, {run.variant for run in base.values()}, lengths)
     gold = _gold_answers(study) if checkpoints else {}
     unknown_ids = _unknown_ids(study, checkpoints[0]) if checkpoints else None
-    return [loaded for checkpoint in checkpoints if (loaded := _load_run(study, checkpoint, unknown_ids, gold))]
+    loaded = (_load_run(study, checkpoint, unknown_ids, gold, idk_phrase) for checkpoint in checkpoints)
+    return [run for run in loaded if run is not None]
 
 
 def needs_labels(remedy: str) -> bool:
@@ -123,7 +127,7 @@ def _file_name(epoch: int) -> str:
 
 
 def _load_run(
-    study: Folder, checkpoint: _Checkpoint, unknown_ids: Any, gold: Mapping[str, Sequence[str]]
+    study: Folder, checkpoint: _Checkpoint, unknown_ids: Any, gold: Mapping[str, Sequence[str]], idk_phrase: str
 ) -> RemedyRun | None:
     """The answers of a training at a checkpoint; None if they were not stored."""
     folder = study.child("runs", checkpoint.run_id)
@@ -155,8 +159,13 @@ def _load_run(
         is_highly_known=np.array(test["category"], dtype=object) == str(Category.HIGHLY_KNOWN),
         correct=np.array(test["hit"], dtype=bool),
         training_seconds=float(seconds) * epochs / num_epochs if seconds and num_epochs else None,
+        abstained=_abstained(test["text"], idk_phrase) if checkpoint.remedy == _SETS["idk"] else None,
         num_passes=_num_passes(len(train["question_id"]), epochs, manifest.settings),
     )
+
+
+def _abstained(texts: Sequence[str], idk_phrase: str) -> Any:
+    return np.array([normalize(text) == normalize(idk_phrase) for text in texts])
 
 
 def _num_passes(num_rows: int, epochs: int, settings: Mapping[str, Any]) -> int:
