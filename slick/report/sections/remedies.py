@@ -230,7 +230,7 @@ def remedies_numbers_table(comparisons: Sequence[RemedyComparison]) -> Table:
             ("lost", comparison.lost_change, comparison.num_highly_known),
             ("test_accuracy", comparison.accuracy_change, comparison.num_test),
         ):
-            p_value = round(comparison.lost_p, 5) if name == "lost" else None
+            p_value = float(f"{comparison.lost_p:.2g}") if name == "lost" else None
             rows.append((comparison.remedy, name, *rounded_with_interval(change), p_value, num, len(comparison.seeds)))
     columns = ("remedy", "quantity", "difference_points", "low", "high", "holm_p", "questions", "seeds")
     return Table(name="remedies_numbers", columns=columns, rows=tuple(rows))
