@@ -1,14 +1,17 @@
 """Shared parts of the commands: logging, exit statuses, parsing of PRESET, `--out` and flags, and the run of one step.
 
 Exit statuses: 0 success; 1 a defect of this program; 2 an error that the user can fix (one message, no traceback);
-130 interrupted by Ctrl-C; 141 the reader of the output has closed it (as in `slick study demo | head`).
+130 interrupted by Ctrl-C; 141 the reader of the output has closed it (as in `slick study demo | head`); 143 ended by
+SIGTERM, as Slurm, Kubernetes and `kill` send it.
 """
 
 import io
 import logging
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass, replace
@@ -41,6 +44,8 @@ Config = TypeVar("Config")
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Call a command's `main` with the command line's arguments and exit with its status."""
     configure_logging()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         try:
             arguments = sys.argv[1:] if argv is None else argv
@@ -66,9 +71,17 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
             raise
         print(f"\nslick: {format_file_error(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nslick: stopped. Finished work is kept; the same command resumes it.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command in the same way as Ctrl-C."""
+
+
+def _raise_terminated(*_: object) -> None:
+    raise _Terminated
 
 
 class _ConsoleHandler(logging.Handler):

@@ -178,6 +178,7 @@ def _wrap_startup_errors(failure: str, advice: str, *, limit_s: float) -> Iterat
     # Ray waits in Python loops, which a signal interrupts; only the main thread may set one.
     in_main = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGALRM, stop) if in_main else None
+    on_termination = signal.getsignal(signal.SIGTERM)
     if in_main:
         signal.setitimer(signal.ITIMER_REAL, limit_s, 5.0)  # repeated, since Ray retries after some errors
     try:
@@ -191,6 +192,8 @@ def _wrap_startup_errors(failure: str, advice: str, *, limit_s: float) -> Iterat
         if in_main:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
+            # Ray's C++ code has installed a handler that prints a stack trace and aborts.
+            signal.signal(signal.SIGTERM, on_termination)
 
 
 def _failure_reason(error: Exception, printed: str) -> str:

@@ -1,12 +1,16 @@
 """A complete study from the command line, with real Ray Data, Ray Train with DeepSpeed, and Ray Tune."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.local.cli import run_slick
+from tests.local.cli import ROOT, run_slick
+from tests.waiting import TIMEOUT_S, wait_for
 
 
 def test_interrupted_study_resumes_and_writes_a_report(study: Path) -> None:
@@ -67,6 +71,26 @@ def test_other_settings_are_refused_without_changes(study: Path) -> None:
     assert "was written with other inputs or settings" in result.stderr
     assert (study / "report" / "index.html").exists()
     assert json.loads((study / "study.json").read_text())["settings"]["seed"] == 0
+
+
+def test_termination_is_one_message_and_the_step_resumes(study: Path, tmp_path: Path) -> None:
+    """`kill`, Slurm and Kubernetes send SIGTERM, for which Ray's C++ code has a handler that aborts."""
+    out, log = tmp_path / "smoke", tmp_path / "log.txt"
+    for name in ("world", "questions"):
+        shutil.copytree(study / name, out / name)
+    command = [sys.executable, "-m", "jobs.cli", "annotate", "smoke", "--out", str(out)]
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        wait_for(lambda: "Ray dashboard" in log.read_text() or process.poll() is not None, log.read_text)
+        process.terminate()
+        assert process.wait(TIMEOUT_S) == 143, log.read_text()
+    assert log.read_text().count("slick: stopped") == 1
+    assert "SIGTERM received" not in log.read_text()
+    assert "Traceback" not in log.read_text()
+    result = run_slick("annotate", "smoke", "--out", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    again = pq.read_table(out / "annotate" / "knowledge.parquet")
+    assert again.equals(pq.read_table(study / "annotate" / "knowledge.parquet"))
 
 
 def test_variant_of_another_model_is_refused(study: Path, tmp_path: Path) -> None:
