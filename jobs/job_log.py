@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TextIO
 
 from slick.cluster import submitted_job_id
@@ -128,7 +129,7 @@ def keep_job_log(argv: Sequence[str]) -> Iterator[None]:
 
 def _find_out(argv: Sequence[str]) -> str:
     """The value of `--out`; empty without one."""
-    for name, value in zip(argv, [*argv[1:], ""], strict=True):
+    for name, value in pairwise([*argv, ""]):
         if name == "--out":
             return value
         if name.startswith("--out="):

@@ -53,6 +53,14 @@ def test_the_log_is_saved_while_the_job_runs(tmp_path: Path, monkeypatch: pytest
     assert path.read_text() == "first\nsecond\n"
 
 
+@pytest.mark.usefixtures("submitted")
+@pytest.mark.parametrize("argv", [[], ["status"], ["study", "--out"]])
+def test_commands_without_a_study_keep_no_log(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with keep_job_log(argv):
+        print("x")
+    assert capsys.readouterr() == ("x\n", "")
+
+
 def test_commands_on_a_laptop_keep_no_log(tmp_path: Path) -> None:
     assert "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
     with keep_job_log(["--out", str(tmp_path)]):
