@@ -57,7 +57,10 @@ def load_remedy_runs(
         if kinds[run.variant] == kind and run.epoch(CONVERGENCE) == lengths.get(run.seed)
     ]
     checkpoints += _settings_checkpoints(study, {run.variant for run in base.values()}, lengths)
-    gold = _gold_answers(study) if checkpoints else {}
+    if read_manifest(study.child("questions")) is None:  # without gold answers, the relabelled rows cannot be matched
+        checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.remedy != _SETS["idk"]]
+    is_relabelled = any(checkpoint.remedy == _SETS["idk"] for checkpoint in checkpoints)
+    gold = _gold_answers(study) if is_relabelled else {}
     unknown_ids = _unknown_ids(study, checkpoints[0]) if checkpoints else None
     loaded = (_load_run(study, checkpoint, unknown_ids, gold, idk_phrase) for checkpoint in checkpoints)
     return [run for run in loaded if run is not None]
@@ -142,9 +145,11 @@ def _load_run(
         return None
     matcher = str(manifest.settings.get("matcher", "exact"))
     # A row relabelled as "I don't know" is stored as right if that is the answer, so gold answers are matched here.
+    is_relabelled = checkpoint.remedy == _SETS["idk"]
+    columns = [train[name] for name in ("question_id", "category", "text", "hit")]
     learned = {
-        question_id: is_hit(text, gold[question_id], matcher)
-        for question_id, category, text in zip(train["question_id"], train["category"], train["text"], strict=True)
+        question_id: is_hit(text, gold[question_id], matcher) if is_relabelled else hit
+        for question_id, category, text, hit in zip(*columns, strict=True)
         if category == Category.UNKNOWN
     }
     epochs, counts = checkpoint.epoch, manifest.counts
