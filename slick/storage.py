@@ -278,8 +278,8 @@ class Folder:
             if columns is not None:
                 self._check_columns(name, columns, schema.names)
                 columns = [*columns, *(column for column in optional if column in schema.names)]
-            # Arrow's threads sometimes abort a short program if they still release columns when it exits.
-            return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
+            # Arrow's threads, also those that prefetch, sometimes abort a short program if they run when it exits.
+            return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:  # OSError: a page cannot be decompressed
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise StudyError(
