@@ -129,11 +129,8 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
     if origin in (list, Sequence, tuple):
         if not isinstance(value, list):
             raise _mismatch(value, place, kind)
-        kinds = _item_kinds(origin, arguments, value, place, kind)
-        items = [
-            convert(item, item_kind, f"{place}[{i}]", exact=exact)
-            for i, (item, item_kind) in enumerate(zip(value, kinds, strict=True))
-        ]
+        kinds = enumerate(_item_kinds(origin, arguments, value, place, kind))
+        items = [convert(value[i], item_kind, f"{place}[{i}]", exact=exact) for i, item_kind in kinds]
         return tuple(items) if origin is tuple else items
     return _convert_scalar(value, kind, place)
 

@@ -113,19 +113,24 @@ def label_reworded(study: Folder, config: WordingConfig) -> Manifest:
         lambda _, cost, seconds: f"{cost['generations'] / seconds:,.0f} generations/s",
         set_aside,
     )
-    scoring = Scoring(
-        matcher=annotate.matcher,
-        num_exemplar_sets=annotate.num_exemplar_sets,
-        num_samples=annotate.sampling.num_samples,
-    )
-    evidence = collect_evidence(read_parts(folder.child(GENERATIONS)), scoring)
-    folder.write_table("knowledge.parquet", knowledge_table(kept, evidence.rows))
+    _write_labels(folder, kept, annotate)
     cost, runtime = total_cost(folder.child(GENERATIONS))
     counts |= {"questions": kept.num_rows, "generations": int(cost["generations"])}
     counts |= {"engine_seconds": round(cost["seconds"], 3), "set_aside": count_set_aside_by_store(set_aside), **runtime}
     return complete_step(
         folder, WORDING, identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
     )
+
+
+def _write_labels(folder: Folder, questions: pa.Table, annotate: AnnotateConfig) -> None:
+    """Write knowledge.parquet from the stored answers."""
+    scoring = Scoring(
+        matcher=annotate.matcher,
+        num_exemplar_sets=annotate.num_exemplar_sets,
+        num_samples=annotate.sampling.num_samples,
+    )
+    evidence = collect_evidence(read_parts(folder.child(GENERATIONS)), scoring)
+    folder.write_table("knowledge.parquet", knowledge_table(questions, evidence.rows))
 
 
 def read_templates(study: Folder) -> dict[str, str]:
