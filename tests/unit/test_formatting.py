@@ -27,13 +27,15 @@ def test_rows_of_different_length_are_refused() -> None:
         format_table([("a", "b"), ("c",)])
 
 
-@pytest.mark.parametrize("total", [1, 2, 3, 100, 12_345])
+@pytest.mark.parametrize("total", [1, 2, 3, 5, 7, 100, 12_345])
 def test_wilson_intervals_equal_those_of_scipy(total: int) -> None:
     from scipy.stats import binomtest
 
     for num in {0, total // 3, total - 1, total}:
         expected = binomtest(num, total).proportion_ci(confidence_level=0.95, method="wilson")
-        assert wilson_interval(num, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        low, high = wilson_interval(num, total)
+        assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert low <= num / total <= high  # else an error bar would be negative
 
 
 @pytest.mark.parametrize("package", ["jobs", "slick", "tuning"])

@@ -56,7 +56,8 @@ def wilson_interval(num: float, total: float, confidence: float = 0.95) -> Inter
     center = share + z**2 / (2 * total)
     margin = z * sqrt((share * (1 - share) + z**2 / (4 * total)) / total)
     scale = 1 + z**2 / total
-    return Interval(max(0.0, (center - margin) / scale), min(1.0, (center + margin) / scale))
+    # Rounding could exclude a share of 0 or 1, and error bars must not be negative.
+    return Interval(min(max(0.0, (center - margin) / scale), share), max(min(1.0, (center + margin) / scale), share))
 
 
 class Proportion(NamedTuple):
