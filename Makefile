@@ -14,7 +14,7 @@ UNSHARED := chat_prompts.py compiled.py engine.py engine_on_device.py forward.py
 UNSHARED += report_browser.py tokens.py training_on_device.py
 UNSHARED := $(addprefix tests/local/test_,$(UNSHARED))
 
-.PHONY: demo test test-all test-clusters test-real test-units test-vllm check setup clean
+.PHONY: demo test test-all test-clusters test-real test-units test-vllm faults check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -74,6 +74,13 @@ $(VLLM_VENV)/.ready: pyproject.toml constraints.txt
 # Needs a C++ compiler, 5 GB of disk and 8 GB of memory.
 test-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_VENV)/bin/python -m pytest -s tests/local/test_vllm.py
+
+# Disturbs studies by faults at random moments; docs/reliability.md. Finished rounds in FAULTS_OUT are not repeated.
+MINUTES ?= 60
+SEED ?= 0
+FAULTS_OUT ?= fault-results.json
+faults: $(READY)
+	$(VENV)/bin/python -m tests.faults.harness --minutes $(MINUTES) --seed $(SEED) --out $(FAULTS_OUT)
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

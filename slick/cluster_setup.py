@@ -23,6 +23,7 @@ from typing import Any
 
 from slick import compat
 from slick.errors import ClusterError
+from slick.private_folders import new_private_folder
 
 SOCKET_TIMEOUT_S = 5.0
 """Timeout of a TCP connection and of its first answer."""
@@ -35,8 +36,9 @@ _DEFAULT_TMPDIR = "/tmp"
 _MAX_SOCKET_PATH = (104 if sys.platform == "darwin" else 108) - 1
 _RAY_SOCKET_PATH = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
 """The longest path that Ray appends to its temporary folder."""
-_PYTHON_SOCKET = "pymp-12345678/listener-12345678"
-"""The path that Python's multiprocessing, which Ray's dashboard uses, appends to TMPDIR."""
+_PREFIX = "slick-ray-"
+_PYTHON_SOCKET = f"{_PREFIX}12345678/pymp-12345678/listener-12345678"
+"""The longest path in TMPDIR of a socket of Python's multiprocessing, which Ray's dashboard uses."""
 
 # RFC 9113, section 3.4: a client's first bytes, and an empty SETTINGS frame. The server answers with its own SETTINGS.
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
@@ -169,14 +171,21 @@ def _socket_length(folder: str) -> int:
     return len(os.fsencode(os.path.join(folder, _RAY_SOCKET_PATH)))
 
 
-def short_tmpdir_env(temp_folder: str) -> dict[str, str]:
-    """TMPDIR for Ray's processes if the user's path is too long for the sockets of multiprocessing; otherwise empty.
+def private_tmpdir(temp_folder: str) -> str:
+    """A new private folder for the token and the temporary files of a local cluster.
+
+    It is deleted when this process ends or, if this process is killed, by the next one. Ray kills its processes, so
+    they cannot delete their own files.
 
     Args:
-        temp_folder: the folder to use instead; the result of `choose_temp_folder`.
+        temp_folder: where the folder is if the path of TMPDIR is too long for sockets; see `choose_temp_folder`.
     """
-    path = os.path.join(tempfile.gettempdir(), _PYTHON_SOCKET)  # this process keeps its TMPDIR from here on
-    return {"TMPDIR": temp_folder} if len(os.fsencode(path)) > _MAX_SOCKET_PATH else {}
+    parent = tempfile.gettempdir()  # this process keeps its TMPDIR from here on
+    if len(os.fsencode(os.path.join(parent, _PYTHON_SOCKET))) > _MAX_SOCKET_PATH:
+        parent = temp_folder
+    folder = new_private_folder(_PREFIX, parent)
+    atexit.register(_end_cluster, folder, os.getpid())
+    return folder
 
 
 def _check_writable(folder: str, name: str) -> None:
@@ -231,7 +240,7 @@ def local_cluster_auth(temp_folder: str) -> Iterator[str]:
     `slick submit` is not affected.
 
     Args:
-        temp_folder: parent of a private folder with the token, which is deleted when this process ends.
+        temp_folder: see `private_tmpdir`, which holds the token and is the TMPDIR of Ray's processes.
 
     Yields:
         Where the user finds the token for the dashboard.
@@ -246,11 +255,13 @@ def local_cluster_auth(temp_folder: str) -> Iterator[str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray starts helper processes with `python -c`, which would import modules from the working folder first.
         "PYTHONSAFEPATH": "1",
-        **short_tmpdir_env(temp_folder),
+        # Compiled kernels are kept: torch's default is a folder in TMPDIR.
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _kernel_cache(),
     }
+    private = settings["TMPDIR"] = private_tmpdir(temp_folder)
     named = next((name for name in _TOKEN_VARIABLES if os.environ.get(name)), None)
     if named is None:
-        settings["RAY_AUTH_TOKEN_PATH"] = _new_token(temp_folder)
+        settings["RAY_AUTH_TOKEN_PATH"] = _new_token(private)
     with _patched_environ(settings):
         check_token(os.environ)
         compat.reload_ray_authentication()
@@ -312,18 +323,24 @@ def worker_import_path(added: list[str]) -> list[str]:
     return kept if is_installed or _PACKAGE_FOLDER in kept else [*kept, _PACKAGE_FOLDER]
 
 
-def _new_token(temp_folder: str) -> str:
+def _new_token(folder: str) -> str:
     """Write a random token to a private folder, and return the path of its file."""
-    folder = tempfile.mkdtemp(prefix="slick-token-", dir=temp_folder)
-    atexit.register(_remove, folder, os.getpid())
     path = os.path.join(folder, "token")
     with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
     return path
 
 
-def _remove(folder: str, owner: int) -> None:
+def _kernel_cache() -> str:
+    return os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+
+
+def _end_cluster(folder: str, owner: int) -> None:
+    """End this process's cluster, whose processes write to the folder, and delete the folder."""
     if os.getpid() == owner:  # forked processes inherit exit functions
+        import ray
+
+        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 

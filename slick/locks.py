@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from slick.errors import StudyError
+from slick.process_identity import machine_identity, process_identity
 from slick.storage import Folder
 from slick.stored_files import MismatchError, convert
 
@@ -57,9 +58,9 @@ class LockOwner:
     @property
     def is_alive(self) -> bool | None:
         """Whether the process runs; None if it is on another machine."""
-        if self.process is None or self.process.split()[:2] != _machine_identity():
+        if self.process is None or self.process.split()[:2] != machine_identity():
             return None
-        return _process_identity(self.pid) == self.process
+        return process_identity(self.pid) == self.process
 
     def __str__(self) -> str:
         return f"{self.step}, process {self.pid} on {self.host}, since {self.since}"
@@ -130,7 +131,7 @@ class _Lock:
             pid=os.getpid(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             token=uuid.uuid4().hex,
-            process=_process_identity(os.getpid()),
+            process=process_identity(os.getpid()),
         )
 
     def acquire(self) -> bool:
@@ -295,22 +296,3 @@ def _read_owner(folder: Folder, file: str) -> LockOwner | None:
 
 def _is_read_only(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EROFS
-
-
-def _machine_identity() -> list[str]:
-    """Boot id of the machine and namespace of its processes; empty if the system does not provide them."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return [file.read().strip(), os.readlink("/proc/self/ns/pid")]
-    except OSError:
-        return []
-
-
-def _process_identity(pid: int) -> str | None:
-    """An identifier of the process that is unique across machines; None if the process is not running."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            state, *fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else " ".join([*_machine_identity(), str(pid), fields[18]])

@@ -8,7 +8,6 @@ seed and the scores, not on the number of concurrent trials or their order of co
 search draws the same samples again, finds their trainings finished, and continues.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from typing import Any
 
 from slick import compat
 from slick.errors import ClusterError, SettingsError, SlickError, wrap_library_errors
+from slick.private_folders import private_folder
 from slick.storage import Folder
 from tuning.axes import Axis, SettingOverrides, changed_settings, parse_axis
 from tuning.config import TrainConfig
@@ -138,7 +138,7 @@ def run_trials(study: Folder, tracker: TrialTracker, settings: TrialSettings, st
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     compat.hide_aws_keys_from_trials()
     # Tune writes pickles and reads some of them back, so its folder is private to this process and not in the study.
-    with tempfile.TemporaryDirectory(prefix="slick-tune-") as private:
+    with private_folder("slick-tune-") as private:
         with wrap_library_errors("Ray Tune ended the sweep", ClusterError, lambda _: _RESUME):
             try:
                 results = _tuner(study, tracker, settings, storage, private).fit()

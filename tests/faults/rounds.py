@@ -17,7 +17,7 @@ from tests.faults.leftovers import Watch, kill_session, leftover_files, shared_m
 ROOT = Path(__file__).parents[2]
 HANG_S = 600.0
 """Seconds after which a run counts as hanging; ten times that of an undisturbed study on a busy machine."""
-MAX_RUNS = 14
+MAX_RUNS = 24
 """Runs of the command in one round."""
 STUDY_FLAGS = (
     *("--world.num-train", "24", "--world.num-dev", "12", "--world.num-test", "8", "--world.num-tokens", "300000"),
@@ -124,7 +124,7 @@ class Run:
 def plan_round(seed: int, number: int, kinds: list[str]) -> list[Fault]:
     """The faults of a round, in the order of the steps; each round draws its own from the seed."""
     rng = random.Random(f"{seed}/{number}")
-    names = rng.sample(kinds * 3, k=min(rng.randint(5, 9), 3 * len(kinds)))
+    names = rng.sample(kinds * 3, k=min(rng.randint(8, 14), 3 * len(kinds)))
     faults = [
         Fault(kind=name, step=rng.choice(KINDS[name].steps), moment=rng.random() * 0.9)
         for name in names

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from slick.cluster_setup import (
     check_token,
     choose_temp_folder,
     object_store_bytes,
-    short_tmpdir_env,
+    private_tmpdir,
 )
 from slick.errors import ClusterError
 
@@ -129,11 +130,14 @@ def test_path_too_long_for_sockets_is_replaced_or_rejected(tmp_path: Path) -> No
     assert not os.path.exists(long)
 
 
-def test_python_sockets_use_a_short_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 70)  # 75 bytes: the longest whose sockets are 107
-    assert short_tmpdir_env("/tmp") == {}
-    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 71)
-    assert short_tmpdir_env("/tmp") == {"TMPDIR": "/tmp"}
+def test_python_sockets_use_a_short_temporary_folder(monkeypatch: pytest.MonkeyPatch, short_folder: Path) -> None:
+    fits = short_folder / ("x" * (107 - len(f"{short_folder}//slick-ray-12345678/pymp-12345678/listener-12345678")))
+    for folder, parent in ((fits, fits), (Path(f"{fits}x"), short_folder)):
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        private = Path(private_tmpdir(str(short_folder)))
+        assert private.parent == parent
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
 def test_unwritable_temporary_folder_is_rejected(short_folder: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from slick import locks
 from slick.errors import StudyError
 from slick.locks import LOCKS, LockOwner, exclusive_lock, lock_owners
+from slick.process_identity import process_identity
 from slick.storage import Folder
 from slick.study import complete_step
 
@@ -76,7 +77,7 @@ def test_lock_of_a_killed_process_is_taken_over_immediately(tmp_path: Path, monk
 
 
 def test_process_with_the_same_pid_is_not_the_owner() -> None:
-    own = locks._process_identity(os.getpid())
+    own = process_identity(os.getpid())
     assert own
     owner = LockOwner(step="x", host="h", pid=os.getpid(), since="", token="t", process=own)
     assert owner.is_alive is True
