@@ -28,6 +28,7 @@ from jobs.flags import (
     unknown_flags_error,
 )
 from jobs.job_log import keep_job_log
+from slick.cluster_watch import end_process_on_loss
 from slick.errors import SettingsError, SlickError, format_file_error, is_disk_error
 from slick.storage import Folder
 from slick.uris import check_command_line
@@ -61,8 +62,9 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
 
 def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     try:
-        check_command_line(argv)
-        main(argv)
+        with end_process_on_loss():
+            check_command_line(argv)
+            main(argv)
     except SlickError as error:
         print(f"\nslick: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,6 +25,7 @@ from slick.cluster_setup import (
     local_cluster_auth,
     object_store_bytes,
 )
+from slick.cluster_watch import watch_cluster
 from slick.errors import ClusterError, ModelError, SettingsError
 from slick.precision import CPU, Device
 
@@ -132,7 +133,12 @@ def _start_local_cluster(num_cpus: int | None) -> None:
         os.environ.setdefault(name, value)
     advice = f"see the log files in {temp_folder}/ray/session_latest, and try again when the machine is less busy"
     failure = "Ray cannot be started on this machine"
-    with local_cluster_auth(temp_folder) as token, _wrap_startup_errors(failure, advice, limit_s=START_TIMEOUT_S):
+    processes, kill = compat.local_cluster_processes, compat.kill_local_cluster
+    with (
+        local_cluster_auth(temp_folder) as (token, private),
+        watch_cluster(processes, ray.is_initialized, kill, private),
+        _wrap_startup_errors(failure, advice, limit_s=START_TIMEOUT_S),
+    ):
         context = ray.init(
             "local",  # otherwise Ray joins any cluster on this machine
             num_cpus=num_cpus or (os.cpu_count() or 1) + 2,

@@ -34,8 +34,8 @@ MIN_OBJECT_STORE_BYTES = 100 * 2**20
 _SHM_PATH = "/dev/shm"
 _DEFAULT_TMPDIR = "/tmp"
 _MAX_SOCKET_PATH = (104 if sys.platform == "darwin" else 108) - 1
-_RAY_SOCKET_PATH = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-"""The longest path that Ray appends to its temporary folder."""
+_RAY_SOCKET_PATH = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/dash_MetricsHead"
+"""The longest path that Ray, including its dashboard, appends to its temporary folder."""
 _PREFIX = "slick-ray-"
 _PYTHON_SOCKET = f"{_PREFIX}12345678/pymp-12345678/listener-12345678"
 """The longest path in TMPDIR of a socket of Python's multiprocessing, which Ray's dashboard uses."""
@@ -233,7 +233,7 @@ def object_store_bytes(temp_folder: str, shared_memory: str = _SHM_PATH) -> int 
 
 
 @contextmanager
-def local_cluster_auth(temp_folder: str) -> Iterator[str]:
+def local_cluster_auth(temp_folder: str) -> Iterator[tuple[str, str]]:
     """Environment in which `ray.init` starts a cluster on loopback that requires a token.
 
     Ray's processes inherit the environment. It is restored when the block ends, so that a later `ray start` or
@@ -243,7 +243,7 @@ def local_cluster_auth(temp_folder: str) -> Iterator[str]:
         temp_folder: see `private_tmpdir`, which holds the token and is the TMPDIR of Ray's processes.
 
     Yields:
-        Where the user finds the token for the dashboard.
+        Where the user finds the token for the dashboard, and the private folder.
 
     Raises:
         ClusterError: the user's token cannot be read.
@@ -266,7 +266,8 @@ def local_cluster_auth(temp_folder: str) -> Iterator[str]:
         check_token(os.environ)
         compat.reload_ray_authentication()
         with compat.ray_multi_node_disabled():
-            yield "of RAY_AUTH_TOKEN" if named == "RAY_AUTH_TOKEN" else f"in {os.environ['RAY_AUTH_TOKEN_PATH']}"
+            place = "of RAY_AUTH_TOKEN" if named == "RAY_AUTH_TOKEN" else f"in {os.environ['RAY_AUTH_TOKEN_PATH']}"
+            yield place, private
 
 
 def check_loopback(address: str) -> None:

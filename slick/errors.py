@@ -145,10 +145,9 @@ def format_file_error(error: BaseException, place: str = "", action: str = "writ
     if full is not None:
         name = place or str(getattr(full, "filename", None) or "a file")
         reason = next((text for text in _DISK_TEXTS if text in str(full)), str(full))
-        return (
-            f"{name} cannot be {action}: {reason}; free space on that disk and run the same command again, which "
-            "resumes the step"
-        )
+        is_read_only = getattr(full, "errno", None) == errno.EROFS or reason == "Read-only file system"
+        fix = "make it writable" if is_read_only else "free space on that disk"
+        return f"{name} cannot be {action}: {reason}; {fix} and run the same command again, which resumes the step"
     if isinstance(error, OSError | ArrowException) or any(text in str(error) for text in _LIBRARY_TEXTS):
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
         return (

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import platform
 import random
 import shutil
 import signal
@@ -35,6 +36,9 @@ class Target:
     """Whether the step that shall be disturbed is still running."""
     rng: random.Random
 
+
+CLOCK = "clock"
+"""The kind that needs a C compiler, and a library preloaded into the processes of the study."""
 
 Inject = Callable[[Target], str | None]
 """Injects a fault, and returns what was done; None if the study gave no occasion."""
@@ -143,6 +147,16 @@ def run_out_of_memory(target: Target) -> str | None:
     return None
 
 
+@kind(CLOCK, "annotate", "sweep")
+def move_clock(target: Target) -> str | None:
+    """Move the clock of all processes of the study; see `hooks/clock.c`."""
+    seconds = target.rng.choice([-86400, -3600, 3600, 86400])
+    part = target.hooks / "clock.part"
+    part.write_text(str(seconds))
+    part.replace(target.hooks / "clock")
+    return f"the time of day moved by {seconds:+} s until the end of the study"
+
+
 @kind("full disk", *STEPS, needs_mount=True)
 def fill_disk(target: Target) -> str | None:
     """Leave a few KiB on the file system of the study for some seconds."""
@@ -169,6 +183,15 @@ def make_read_only(target: Target) -> str | None:
         _remount(target.disk, "rw")
         return f"read-only for up to {_OUTAGE_S:.0f} s"
     return None
+
+
+def compile_clock(folder: Path) -> Path | None:
+    """The library that moves the clock; None where it cannot be compiled."""
+    library, source = folder / "clock.so", Path(__file__).parent / "hooks" / "clock.c"
+    command = ["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    if platform.machine() != "x86_64" or shutil.which("cc") is None:
+        return None
+    return None if subprocess.run(command, capture_output=True, check=False).returncode else library
 
 
 def _wait_for_end(target: Target) -> None:

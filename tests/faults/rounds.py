@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.faults.comparison import find_differences
-from tests.faults.kinds import KINDS, STEPS, Target, mounted_disk
+from tests.faults.kinds import CLOCK, KINDS, STEPS, Target, compile_clock, mounted_disk
 from tests.faults.leftovers import Watch, kill_session, leftover_files, shared_memory, unused_shared_memory
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +79,7 @@ class Round:
 class Run:
     """One run of the command, in a session of its own."""
 
-    def __init__(self, study: Path, temporary: Path, cache: Path, hooks: Path) -> None:
+    def __init__(self, study: Path, temporary: Path, cache: Path, hooks: Path, clock: Path | None = None) -> None:
         self.log = temporary.parent / f"run-{time.monotonic_ns()}.log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environ |= {
@@ -88,6 +90,8 @@ class Run:
             "SLICK_FAULTS": str(hooks),
             "TMPDIR": str(temporary),
         }
+        if clock is not None:
+            environ |= {"LD_PRELOAD": str(clock), "SLICK_FAULTS_CLOCK": str(hooks / "clock")}
         command = [sys.executable, "-m", "jobs.cli", "study", "smoke", "--out", str(study), *STUDY_FLAGS]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -147,7 +151,7 @@ class Setting:
 
 def run_round(setting: Setting, number: int, kinds: list[str]) -> Round:
     """Disturb a study by the faults of a round and compare it with the reference."""
-    folder = setting.work / f"round-{number}"
+    folder = setting.work / f"r{number}"
     shutil.rmtree(folder, ignore_errors=True)
     temporary, hooks, disk = folder / "t", folder / "hooks", folder / "disk"
     for path in (temporary, hooks):
@@ -156,8 +160,14 @@ def run_round(setting: Setting, number: int, kinds: list[str]) -> Round:
     with mounted_disk(disk) as is_mounted:
         study = disk / "study"
         shutil.copytree(setting.reference / "world", study / "world")
-        faults = plan_round(setting.seed, number, [name for name in kinds if is_mounted or not KINDS[name].needs_mount])
-        watches = _run_to_the_end(setting, result, faults, lambda: Run(study, temporary, setting.cache, hooks), folder)
+        clock = compile_clock(folder)
+        possible = [name for name in kinds if is_mounted or not KINDS[name].needs_mount]
+        possible = [name for name in possible if clock or name != CLOCK]
+        faults = plan_round(setting.seed, number, possible)
+        if not any(fault.kind == CLOCK for fault in faults):
+            clock = None
+        start = partial(Run, study, temporary, setting.cache, hooks, clock)
+        watches = _run_to_the_end(setting, result, faults, start, folder)
         for watch in watches:
             watch.join()
             result.late += watch.late
@@ -172,12 +182,14 @@ def run_round(setting: Setting, number: int, kinds: list[str]) -> Round:
     return result
 
 
-def _run_to_the_end(setting: Setting, result: Round, faults: list[Fault], start, folder: Path) -> list[Watch]:
+def _run_to_the_end(
+    setting: Setting, result: Round, faults: list[Fault], start: Callable[[], Run], folder: Path
+) -> list[Watch]:
     """Run the command until it succeeds, with the faults on the way."""
     rng = random.Random(f"{setting.seed}/{result.number}/run")
     pending, watches = list(faults), []
     while len(result.statuses) < MAX_RUNS:
-        run: Run = start()
+        run = start()
         num_before = len(result.applied)
         while pending and (is_now := _wait_for_moment(run, pending[0], setting.durations)) != "ended":
             fault = pending.pop(0)
