@@ -130,6 +130,13 @@ def test_path_too_long_for_sockets_is_replaced_or_rejected(tmp_path: Path) -> No
     assert not os.path.exists(long)
 
 
+def test_sockets_of_the_dashboard_fit(short_folder: Path) -> None:
+    socket_path = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/dash_MetricsHead"
+    fits = short_folder / ("x" * (107 - len(f"{short_folder}//{socket_path}")))
+    assert choose_temp_folder({"TMPDIR": str(fits)}) == str(fits)
+    assert choose_temp_folder({"TMPDIR": f"{fits}x"}) == "/tmp"
+
+
 def test_python_sockets_use_a_short_temporary_folder(monkeypatch: pytest.MonkeyPatch, short_folder: Path) -> None:
     fits = short_folder / ("x" * (107 - len(f"{short_folder}//slick-ray-12345678/pymp-12345678/listener-12345678")))
     for folder, parent in ((fits, fits), (Path(f"{fits}x"), short_folder)):
