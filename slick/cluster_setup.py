@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from slick import compat
+from slick.cluster_reaper import start_reaper
 from slick.errors import ClusterError
 from slick.private_folders import new_private_folder
 
@@ -174,8 +175,8 @@ def _socket_length(folder: str) -> int:
 def private_tmpdir(temp_folder: str) -> str:
     """A new private folder for the token and the temporary files of a local cluster.
 
-    It is deleted when this process ends or, if this process is killed, by the next one. Ray kills its processes, so
-    they cannot delete their own files.
+    It is deleted when this process ends, even if it is killed. Ray kills its processes, so they cannot delete their own
+    files.
 
     Args:
         temp_folder: where the folder is if the path of TMPDIR is too long for sockets; see `choose_temp_folder`.
@@ -184,6 +185,7 @@ def private_tmpdir(temp_folder: str) -> str:
     if len(os.fsencode(os.path.join(parent, _PYTHON_SOCKET))) > _MAX_SOCKET_PATH:
         parent = temp_folder
     folder = new_private_folder(_PREFIX, parent)
+    start_reaper(folder)
     atexit.register(_end_cluster, folder, os.getpid())
     return folder
 

@@ -19,6 +19,8 @@ from tests.faults.leftovers import Watch, kill_session, leftover_files, shared_m
 ROOT = Path(__file__).parents[2]
 HANG_S = 600.0
 """Seconds after which a run counts as hanging; ten times that of an undisturbed study on a busy machine."""
+GAP_S = 3.0
+"""Seconds between two faults of a run."""
 MAX_RUNS = 24
 """Runs of the command in one round."""
 STUDY_FLAGS = (
@@ -88,6 +90,7 @@ class Run:
             "PYTHONPATH": f"{ROOT / 'tests' / 'faults' / 'hooks'}:{ROOT}",
             "SLICK_CACHE": str(cache),
             "SLICK_FAULTS": str(hooks),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "kernels"),
             "TMPDIR": str(temporary),
         }
         if clock is not None:
@@ -198,6 +201,7 @@ def _run_to_the_end(
                 result.missed += 1
             else:
                 result.applied.append(Applied(kind=fault.kind, step=fault.step, action=action))
+                _let_act(run)
         status = run.wait()
         watches.append(Watch(run.session))
         result.statuses.append(status)
@@ -208,6 +212,14 @@ def _run_to_the_end(
         if rng.random() < 0.5:  # otherwise, the next run begins beside the processes of this one
             watches[-1].join()
     return watches
+
+
+def _let_act(run: Run) -> None:
+    """Wait some seconds before the next fault, so that the end of the run is the outcome of this one."""
+    end = time.monotonic() + GAP_S
+    while time.monotonic() < end and run.status() is None:
+        run.step()
+        time.sleep(0.05)
 
 
 def _wait_for_moment(run: Run, fault: Fault, durations: dict[str, float]) -> str:
