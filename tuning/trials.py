@@ -8,6 +8,7 @@ seed and the scores, not on the number of concurrent trials or their order of co
 search draws the same samples again, finds their trainings finished, and continues.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -136,6 +137,8 @@ def run_trials(study: Folder, tracker: TrialTracker, settings: TrialSettings, st
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # On Ctrl-C, Tune's own handler would wait until the running trials end.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # A failed trial is retried, which progress lines count, or its error is returned. Tune would print tracebacks.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     compat.hide_aws_keys_from_trials()
     # Tune writes pickles and reads some of them back, so its folder is private to this process and not in the study.
     with private_folder("slick-tune-") as private:
