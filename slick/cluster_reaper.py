@@ -50,14 +50,14 @@ def _reap(folder: str, driver: int) -> None:
 
 
 def _processes_of(folder: str) -> list[int]:
-    """Live processes with this TMPDIR."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _has_tmpdir(name, folder)]
+    """Live processes whose environment names the folder, as TMPDIR or as that of the token."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _names_folder(name, folder)]
 
 
-def _has_tmpdir(pid: str, folder: str) -> bool:
+def _names_folder(pid: str, folder: str) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"TMPDIR={folder}".encode() in file.read().split(b"\0")
+            return folder.encode() in file.read()  # processes that set a title have overwritten some variables
     except OSError:
         return False  # it has ended, or is another user's
 
