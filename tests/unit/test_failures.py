@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.failure_handling.failure_policy import Fai
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs.common import run_main
-from slick.errors import ClusterError, StudyError
+from slick.errors import ClusterError, StudyError, format_file_error
 from slick.storage import Folder
 from tests.conftest import SmallDisk
 from tuning import trials
@@ -82,3 +82,11 @@ def test_error_of_ray_tune_itself_is_one_message(tmp_path: Path, monkeypatch: py
     message = r"Ray Tune ended the sweep: TypeError: .*; finished epochs are kept, and the same command resumes"
     with pytest.raises(ClusterError, match=message):
         trials.run_trials(Folder(str(tmp_path)), TrialTracker([]), settings, str(tmp_path))
+
+
+def test_read_only_file_system_is_not_reported_as_full() -> None:
+    message = format_file_error(OSError(errno.EROFS, "Read-only file system"), "/data/study")
+    assert message == (
+        "/data/study cannot be written: Read-only file system; make it writable and run the same command again, which "
+        "resumes the step"
+    )
