@@ -25,6 +25,7 @@ from slick.report.sections.wording import (
     wording_section,
 )
 from slick.storage import Folder
+from slick.study import require_manifest
 from slick.study_files import EPOCHS_SCHEMA, GENERATION_SCHEMA, PREDICTIONS_SCHEMA, QUESTION_SCHEMA
 from slick.types import Category
 from slick.world.config import smoke_world_config
@@ -248,7 +249,7 @@ def write_run(study: Folder, name: str, hits: dict[str, tuple[bool, bool]]) -> N
     run.child("predictions").write_table(
         "epoch-001.parquet", pa.Table.from_pylist(predictions, schema=PREDICTIONS_SCHEMA)
     )
-    finish_step(run, "finetune", settings={"variant": "unknown-050"})
+    trained = finish_step(run, "finetune", identity=f"run {name}", settings={"variant": "unknown-050"})
     folder = study.child("wording", "trained", name)
     answers = [
         {
@@ -263,7 +264,7 @@ def write_run(study: Folder, name: str, hits: dict[str, tuple[bool, bool]]) -> N
         for i, (_, second) in hits.items()
     ]
     folder.child("answers").write_table("part-000000.parquet", pa.Table.from_pylist(answers, schema=GENERATION_SCHEMA))
-    finish_step(folder, "wording")
+    finish_step(folder, "wording", inputs={"run": trained.fingerprint})
 
 
 def test_results_are_loaded_and_averaged_over_seeds(tmp_path: Path) -> None:
@@ -277,7 +278,8 @@ def test_results_are_loaded_and_averaged_over_seeds(tmp_path: Path) -> None:
     study.child("wording").write_table("knowledge.parquet", pa.table(again))
     assert load_wording(study) is None, "the step is not finished"
     counts = {"without_second_wording": {"P36": 4}, "set_aside": {"generations": {"long": {"P19": {"train": 2}}}}}
-    finish_step(study.child("wording"), "wording", counts=counts)
+    labels = {"labels": require_manifest(study.child("annotate"), "annotate").fingerprint}
+    finish_step(study.child("wording"), "wording", counts=counts, inputs=labels)
     write_run(study, "unknown-050-seed0", {"Ada": (True, True), "Emmy": (True, False), "Rosa": (False, True)})
     write_run(study, "unknown-050-seed1", {"Ada": (True, True), "Emmy": (True, True), "Rosa": (False, False)})
     write_run(study, "unknown-050-seed0-learning_rate=0.1", {"Ada": (False, False)})
@@ -287,6 +289,12 @@ def test_results_are_loaded_and_averaged_over_seeds(tmp_path: Path) -> None:
     assert found.learned == {"unknown-050": {UNKNOWN: LearnedCounts(3, 2, 1.5, 2)}}
     assert found.num_seeds == {"unknown-050": 2}
     assert (found.num_without, found.num_set_aside) == (4, 2)
+    finish_step(study.child("runs", "unknown-050-seed1"), "finetune", identity="trained again")
+    found = load_wording(study)
+    assert found is not None
+    assert found.num_seeds == {"unknown-050": 1}, "answers of an earlier model are not those of the present one"
+    finish_step(study.child("annotate"), "annotate", identity="rescored")
+    assert load_wording(study) is None, "the answers were compared with other labels"
 
 
 def test_a_malformed_file_of_labels_is_refused(tmp_path: Path) -> None:
@@ -296,7 +304,8 @@ def test_a_malformed_file_of_labels_is_refused(tmp_path: Path) -> None:
     write_knowledge(study, [row | {"category": str(UNKNOWN)} for row in rows])
     finish_step(study.child("annotate"), "annotate")
     study.child("wording").write_table("knowledge.parquet", pa.table({"question_id": ["Ada"], "category": ["Half"]}))
-    finish_step(study.child("wording"), "wording")
+    labels = {"labels": require_manifest(study.child("annotate"), "annotate").fingerprint}
+    finish_step(study.child("wording"), "wording", inputs=labels)
     with pytest.raises(StudyError, match="Half"):
         load_wording(study)
 

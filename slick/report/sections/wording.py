@@ -40,7 +40,10 @@ from slick.study import read_manifest
 from slick.study_files import KNOWLEDGE_SPEC, read_answer_part, read_epochs, read_knowledge, read_predictions
 from slick.types import KNOWN_CATEGORIES, Category
 
-_NEEDED = "needs answers to questions in a second wording: `slick wording PRESET`, or `--experiments wording`"
+_NEEDED = (
+    "needs answers to questions in a second wording, asked for the present labels: `slick wording PRESET`, or "
+    "`--experiments wording`; after the labels have changed, delete wording/ first"
+)
 
 Labels = Mapping[tuple[Category, Category], int]
 """(category, category in the second wording) to number of questions."""
@@ -267,14 +270,16 @@ def _require_results(data: StudyData) -> WordingResults:
 
 
 def load_wording(study: Folder) -> WordingResults | None:
-    """Load the labels and answers in the second wording; None unless the wording step is finished.
+    """Load the labels and answers in the second wording; None unless the wording step is finished for these labels.
+
+    Models that were trained again since they were asked are left out.
 
     Raises:
         StudyError: a file is invalid.
     """
     folder = study.child("wording")
-    manifest = read_manifest(folder)
-    if manifest is None:
+    manifest, annotated = read_manifest(folder), read_manifest(study.child("annotate"))
+    if manifest is None or annotated is None or manifest.inputs.get("labels") != annotated.fingerprint:
         return None
     knowledge = read_knowledge(study, ["question_id", "category"])
     first = dict(zip(knowledge["question_id"].to_pylist(), knowledge["category"].to_pylist(), strict=True))
@@ -285,7 +290,7 @@ def load_wording(study: Folder) -> WordingResults | None:
     by_run = {
         run_id: _load_learned(study, run_id)
         for run_id in folder.child("trained").folders()
-        if read_manifest(folder.child("trained", run_id)) is not None
+        if _is_of_present_run(study, run_id)
     }
     learned: dict[str, list[dict[Category, LearnedCounts]]] = {}
     for run_id, (variant, _) in select_run_per_seed(by_run).items():
@@ -299,6 +304,13 @@ def load_wording(study: Folder) -> WordingResults | None:
         num_set_aside=_total(manifest.counts.get("set_aside", {})),
         num_without=_total(manifest.counts.get("without_second_wording", {})),
     )
+
+
+def _is_of_present_run(study: Folder, run_id: str) -> bool:
+    """Whether the answers are finished, and those of the model that the run's folder holds now."""
+    asked = read_manifest(study.child("wording", "trained", run_id))
+    run = read_manifest(study.child("runs", run_id))
+    return asked is not None and run is not None and asked.inputs.get("run") == run.fingerprint
 
 
 def _total(counts: Any) -> int:
