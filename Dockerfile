@@ -2,22 +2,19 @@
 #
 #   docker build --tag REGISTRY/slick .
 #
-# The base image has CUDA, Python 3.11 and Ray; constraints.txt has the tested version of everything else. Without the
-# image, the clusters install the same packages when their nodes start, which takes minutes per node.
+# The base image has CUDA, Python 3.11 and Ray; requirements.lock has the tested version of everything else, with the
+# hash of every file. Without the image, the clusters install packages when their nodes start, minutes per node.
 FROM rayproject/ray:2.60.0-py311-gpu
 
 WORKDIR /home/ray/slick
-COPY --chown=ray:users constraints.txt pyproject.toml README.md ./
-# Packages before the code, so that a change of the code does not install them again. torch first: the wheel of its pin.
-RUN pip install --no-cache-dir "$(grep '^torch==' constraints.txt)" \
-    && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > /tmp/requirements.txt \
-    && pip install --no-cache-dir --constraint constraints.txt --requirement /tmp/requirements.txt gguf peft bitsandbytes \
-    && rm /tmp/requirements.txt
+# Packages before the code, so that a change of the code does not install them again.
+COPY --chown=ray:users requirements.lock ./
+RUN pip install --no-cache-dir --require-hashes --requirement requirements.lock
+COPY --chown=ray:users pyproject.toml README.md ./
 COPY --chown=ray:users slick slick
 COPY --chown=ray:users tuning tuning
 COPY --chown=ray:users jobs jobs
-RUN pip install --no-cache-dir --no-deps .
+RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 # hadolint ignore=DL3064
 ENV RAY_AUTH_MODE=token \

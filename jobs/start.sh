@@ -48,8 +48,8 @@ found="none on its PATH"
 [ -n "$python" ] && found="$python, which $(versions "$python" 2>&1 | tail -n 1)"
 cat >&2 <<END
 
-slick: the head $(uname -n) has no Python for this job: found $found; expected one with the packages of constraints.txt, \
-which Ray itself runs with. Activate its environment before \`ray start\`, install them there (pip install -c \
-constraints.txt ...), or give --requirements constraints.txt to slick submit
+slick: the head $(uname -n) has no Python for this job: found $found; expected one with the packages of \
+requirements.lock, which Ray itself runs with. Activate its environment before \`ray start\`, install them there (pip \
+install -r requirements.lock), or give --requirements requirements.lock to slick submit
 END
 exit 2

@@ -7,7 +7,8 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 --out URI             the study folder, which every node must reach: s3://..., gs://..., file:///shared/disk/...
 --env NAME            pass this environment variable on; may be repeated. Its value is not shown here, but Ray stores it
                       with the job and in a log on the nodes (runtime_env_agent.log), readable with the cluster's token
---requirements FILE   packages that every node installs first; not needed if the image has them
+--requirements FILE   packages that every node installs first, such as requirements.lock; not needed if the image has
+                      them
 --no-wait             do not follow the log of the job; `slick jobs` does that later
 --dry-run             check the command and print what would run, without connecting to the cluster
 
@@ -17,6 +18,7 @@ are uploaded with the code.
 The exit status is that of the step.
 """
 
+import hashlib
 import os
 import secrets
 import shlex
@@ -226,7 +228,8 @@ def submit(job: Submission) -> None:
     with tempfile.TemporaryDirectory(prefix="slick-") as folder:
         build_working_dir(Path(folder), job.job_files.files)
         env = _ENVIRONMENT | dict(job.env)
-        head.submit(job.entrypoint, job_id, Path(folder), env, job.metadata, job.requirements)
+        packages = [add_requirements(Path(folder), Path(job.requirements))] if job.requirements else []
+        head.submit(job.entrypoint, job_id, Path(folder), env, job.metadata, packages)
     print(f"job {job_id}, study {job.out}\n{head.dashboard_url(job_id)}", flush=True)
     if "://" not in job.out:
         print("note: this folder is on the machine of the head; if a tunnel leads to the head, give a URI")
@@ -323,6 +326,18 @@ def build_working_dir(target: Path, files: Mapping[str, Path], root: Path = ROOT
     for inside, path in files.items():
         (target / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / inside)
+
+
+def add_requirements(working_dir: Path, file: Path) -> str:
+    """Copy a requirements file to the working directory, and return the line of a runtime environment that installs it.
+
+    Ray stores the lines of a runtime environment in an environment variable, for which a lock file with hashes is too
+    long, and names the installed packages by them. Hence the name has a hash of the content.
+    """
+    content = file.read_bytes()
+    name = f"requirements-{hashlib.sha256(content).hexdigest()[:16]}.txt"
+    (working_dir / name).write_bytes(content)
+    return f"-r ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{name}"
 
 
 if __name__ == "__main__":

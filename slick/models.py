@@ -152,9 +152,26 @@ def _hub_snapshot(model: str) -> str:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{model!r} is not a folder here and cannot be downloaded from the Hugging Face Hub ({reason}); check the "
-            "spelling, the network, and for a gated model HF_TOKEN, or give a local folder or .gguf file"
+            f"{model!r} is not a folder here and cannot be downloaded from the Hugging Face Hub ({reason}); "
+            f"{hub_advice('model')}, or give a local folder or .gguf file"
         ) from error
+
+
+def hub_advice(kind: str) -> str:
+    """How to fix a failed download from the Hugging Face Hub.
+
+    Args:
+        kind: `model` or `data set`.
+    """
+    from huggingface_hub import constants
+
+    if not constants.is_offline_mode():
+        return f"check the spelling, the network, and for a gated {kind} HF_TOKEN"
+    name = next((name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)), "HF_HUB_OFFLINE")
+    return (
+        f"{name} is set, so the {kind} is only read from the cache {constants.HF_HUB_CACHE}: unset {name}, or copy the "
+        f"{kind} to the cache with `hf download` where there is a network"
+    )
 
 
 def model_fingerprint(ref: ModelRef) -> str:

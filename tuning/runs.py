@@ -21,7 +21,7 @@ from tuning.deepspeed_config import deepspeed_config, read_deepspeed_file
 from tuning.evaluation_epochs import TEST_SPLITS, PolicyBudget, expected_test_evaluations
 from tuning.grid import Trajectory
 from tuning.policies import AccuracyCurve, parse_policy
-from tuning.state import SavedState, check_legacy_states, find_states, latest_states
+from tuning.state import SavedState, check_other_formats, find_states, latest_states
 
 EpochAccuracies = dict[str, float]
 """Accuracies after one epoch: `SPLIT_CATEGORY` to a share in [0, 1], for splits and categories that have rows."""
@@ -167,7 +167,7 @@ def plan_runs(
 
     Raises:
         StudyError: an earlier step is not finished, a run's folder was written with other inputs or settings, or the
-            state from which it would resume was written as pickles.
+            state from which it would resume has another version's format.
         VariantError: a variant does not exist, or was drawn for another model.
         SettingsError: there are no dev questions, the dtype `auto` is not resolved, or the DeepSpeed file contradicts
             the settings.
@@ -214,7 +214,7 @@ def plan_runs(
         _check_folder(study, plan)
         if not is_finished(study, plan, accept_early_stopped=accept_early_stopped):
             plans.append(plan)
-    check_legacy_states(study, [plan.run_id for plan in plans if plan.state is None])
+    check_other_formats(study, [plan.run_id for plan in plans if plan.state is None])
     return plans
 
 

@@ -3,7 +3,7 @@
 Each worker writes its share of the tensors (see `tuning.state_tensors`) to its local disk, and Ray Train uploads the
 shares to its storage while training continues. All files are safetensors or JSON, so resuming runs no code of whoever
 wrote the folder. States of earlier versions contain pickles, which can run code: they are detected by their file names
-and never opened.
+and never opened. States of another format are named, with what to do.
 """
 
 import json
@@ -98,8 +98,8 @@ def find_states(study: Folder, run_ids: Sequence[str]) -> dict[str, SavedState]:
     return _latest_states([*_kept_state_folders(study, run_ids), *_interrupted_state_folders(study)])
 
 
-def check_legacy_states(study: Folder, run_ids: Sequence[str]) -> None:
-    """Check that no training that starts at epoch 1 has a state of an earlier version, which is never opened.
+def check_other_formats(study: Folder, run_ids: Sequence[str]) -> None:
+    """Check that no training that starts at epoch 1 has a state of another version's format, which is never opened.
 
     The state of an interrupted training only saves time, so it is logged and ignored. A state that the user chose to
     keep is an error.
@@ -109,19 +109,17 @@ def check_legacy_states(study: Folder, run_ids: Sequence[str]) -> None:
         run_ids: trainings that start at epoch 1.
 
     Raises:
-        StudyError: the folder of a run has a state of an earlier version.
+        StudyError: the folder of a run has such a state.
     """
-    for folder in filter(_has_pickles, _kept_state_folders(study, run_ids)):
-        raise StudyError(
-            f"{folder} has pickle files of an earlier version, which are not loaded because unpickling can run code; "
-            "delete that folder to restart this training; no other results are affected"
-        )
-    for folder in filter(_has_pickles, _interrupted_state_folders(study)) if run_ids else ():
-        _LOG.info(
-            "finetune: %s has pickle files of an earlier version, which are not loaded because unpickling can run "
-            "code; its trainings restart at epoch 1",
-            folder,
-        )
+    for folder in _kept_state_folders(study, run_ids):
+        if reason := _other_format(folder):
+            raise StudyError(
+                f"{folder} has {reason}; continue with the version of slick that wrote it, or delete that folder to "
+                "restart this training; no other results are affected"
+            )
+    for folder in _interrupted_state_folders(study) if run_ids else ():
+        if reason := _other_format(folder):
+            _LOG.info("finetune: %s has %s; its trainings restart at epoch 1", folder, reason)
 
 
 def _kept_state_folders(study: Folder, run_ids: Sequence[str]) -> list[Folder]:
@@ -135,9 +133,27 @@ def _interrupted_state_folders(study: Folder) -> list[Folder]:
     return [folder for group in groups for folder in _checkpoint_folders(group)]
 
 
-def _has_pickles(folder: Folder) -> bool:
-    """Whether DeepSpeed wrote the state, as `state/*.pt`."""
-    return any(name.startswith("state/") and name.endswith(".pt") for name in folder.sizes())
+def _other_format(folder: Folder) -> str:
+    """What another version wrote into a folder; empty for a state of this version, and for an incomplete one."""
+    names = folder.sizes()
+    if any(name.startswith("state/") and name.endswith(".pt") for name in names):  # DeepSpeed wrote it
+        return "pickle files of an earlier version, which are not loaded because unpickling can run code"
+    if _PROGRESS_FILE not in names:
+        return ""
+    try:
+        content = folder.read_json(_PROGRESS_FILE)
+    except StudyError as error:
+        if not isinstance(error.__cause__, _INCOMPLETE_FILE_ERRORS):
+            raise
+        return ""
+    number = content.pop("format", None) if isinstance(content, dict) else None
+    if number != _FORMAT_VERSION:
+        return f"a training state of format {number!r:.20}, and this version of slick reads format {_FORMAT_VERSION}"
+    try:
+        convert(content, TrainingProgress, exact=True)
+    except MismatchError as error:
+        return f"a training state of another version ({_PROGRESS_FILE}: {error})"
+    return ""
 
 
 def latest_states(group: Folder) -> dict[str, SavedState]:

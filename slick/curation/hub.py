@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 from slick.curation.containers import container_suffixes
 from slick.errors import DataError, wrap_library_errors
+from slick.models import hub_advice
 
 SCHEME = "hf://"
 _EXPECTED = "expected hf://datasets/NAME[@REVISION][/FILE], such as hf://datasets/org/name/data/train.parquet"
@@ -50,12 +51,12 @@ def download_data(uri: str) -> str:
     Without a network only single files are read, because the cache may hold a part of a set.
 
     Raises:
-        DataError: there is no such set, revision or file, or no network.
+        DataError: there is no such set, revision or file, no network, or HF_HUB_OFFLINE forbids its use.
     """
     name, revision, file = parse_hub_uri(uri)
     from huggingface_hub import hf_hub_download
 
-    advice = "check the spelling, the network, and for a gated data set HF_TOKEN, or give a local file"
+    advice = f"{hub_advice('data set')}, or give a local file"
     with wrap_library_errors(f"{uri} cannot be downloaded from the Hugging Face Hub", DataError, lambda _: advice):
         if file.lower().endswith(_suffixes()):
             return str(hf_hub_download(name, file, repo_type="dataset", revision=revision))

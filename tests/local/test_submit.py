@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,25 @@ def test_jobs_are_listed(prepared: tuple[Path, str], cluster: HeadCluster) -> No
     jobs = cluster.slick("jobs")
     assert re.search(rf"^{parse_job_id(prepared[1])}  questions smoke  SUCCEEDED, for ", jobs.stdout, re.MULTILINE)
     assert f"  study {prepared[0]}" in jobs.stdout
+
+
+@pytest.mark.slow
+def test_lock_file_longer_than_an_environment_variable_is_installed(
+    prepared: tuple[Path, str], cluster: HeadCluster, tmp_path: Path
+) -> None:
+    """pip finds the package installed, and requires a hash of every line."""
+    lock, hashes = tmp_path / "requirements.lock", [f"    --hash=sha256:{i:064x}" for i in range(3_000)]
+    lock.write_text(f"six=={version('six')} \\\n" + " \\\n".join(hashes) + "\n")
+    command = ("submit", "report", "demo", "--out", str(tmp_path / "none"), "--requirements", str(lock))
+    result = cluster.slick(*command)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "run `slick annotate` with this --out first" in result.stdout, (
+        "the report starts after the packages are installed"
+    )
+    lock.write_text(lock.read_text() + "iniconfig\n")
+    refused = cluster.slick(*command)
+    assert refused.returncode == 2
+    assert "hash" in refused.stdout + refused.stderr, "a requirement without a hash must not be installed"
 
 
 @pytest.mark.slow  # test_autoscaling.py covers such a job, with actors on other nodes
@@ -175,7 +195,7 @@ def test_job_can_be_left_running_followed_and_stopped(cluster: HeadCluster) -> N
     code = (
         "import pathlib, sys\nfrom jobs.ray_client import RayJobClient\n"
         "client, folder = RayJobClient(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
-        "client.submit('echo begun; sleep infinity', 'sleeper', folder, {}, {}, '')"
+        "client.submit('echo begun; sleep infinity', 'sleeper', folder, {}, {})"
     )
     subprocess.run(
         [sys.executable, "-c", code, cluster.address, str(cluster.home)],

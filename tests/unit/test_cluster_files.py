@@ -4,6 +4,7 @@ import copy
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -23,7 +24,7 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RAY_CLUSTER, RAY_JOB = yaml.safe_load_all((ROOT / "kuberay.yaml").read_text())
 BATCH_JOB = yaml.safe_load((ROOT / "kuberay-job.yaml").read_text())
-DOCKERFILE, SBATCH = ((ROOT / name).read_text() for name in ("Dockerfile", "slurm.sbatch"))
+DOCKERFILE, SBATCH, LOCK = ((ROOT / name).read_text() for name in ("Dockerfile", "slurm.sbatch", "requirements.lock"))
 IMAGE = f"rayproject/ray:{PINS['ray']}-py311-gpu"
 
 
@@ -31,6 +32,28 @@ def required_packages() -> set[str]:
     """Names of all packages that the program depends on."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {re.split(r"[\[~><=]", requirement)[0] for requirement in project["dependencies"]}
+
+
+def extra_packages(extra: str) -> set[str]:
+    """Names of the packages of an extra, and of the extras that it names."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = set[str]()
+    for requirement in extras[extra]:
+        if own := re.fullmatch(r"slick-knowledge\[(.*)\]", requirement):
+            names |= {name for part in own[1].split(",") for name in extra_packages(part)}
+        else:
+            names.add(re.split(r"[\[~><=]", requirement)[0])
+    return names
+
+
+@cache
+def locked_packages() -> dict[str, dict[str, Any]]:
+    """Version and hashes by name, of requirements.lock."""
+    packages = {}
+    for entry in re.split(r"\n(?=[a-z])", LOCK.partition("make lock\n")[2]):
+        name, version = re.match(r"(\S+?)==(\S+) \\\n", entry).groups()  # type: ignore[union-attr]
+        packages[name] = {"version": version, "hashes": re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry)}
+    return packages
 
 
 def check(config: dict[str, Any]) -> None:
@@ -111,13 +134,60 @@ def test_versions_equal_the_tested_ones() -> None:
     assert {pin.split("==")[0] for pin in pip} == required_packages() - {"ray"} | {"peft"}
 
 
-def test_every_node_installs_all_packages() -> None:
-    torch, rest = CLUSTER["setup_commands"]
-    assert "grep '^torch=='" in torch
-    arguments = shlex.split(rest)
-    assert arguments[arguments.index("-c") + 1] == "~/slick/constraints.txt"
-    installed = {word.split("[")[0] for word in arguments[arguments.index("-c") + 2 :]}
-    assert installed == required_packages() - {"torch"} | {"peft"}
+def test_every_node_and_the_image_install_the_locked_packages() -> None:
+    (setup,) = CLUSTER["setup_commands"]
+    assert setup == "pip install --no-cache-dir --require-hashes --requirement ~/slick/requirements.lock"
+    assert CLUSTER["file_mounts"]["/home/ray/slick/requirements.lock"] == "requirements.lock"
+    installs = [line for line in DOCKERFILE.splitlines() if "pip install" in line]
+    assert len(installs) == 2
+    assert "--require-hashes --requirement requirements.lock" in installs[0]
+    assert "--no-deps --no-build-isolation ." in installs[1], "nothing is downloaded for the project itself"
+
+
+def test_lock_has_all_packages_in_the_tested_versions_with_hashes() -> None:
+    locked = {name: pin["version"] for name, pin in locked_packages().items()}
+    tested = {name.lower().replace("_", "-"): version for name, version in PINS.items()}
+    assert {name: locked[name] for name in locked.keys() & tested.keys()} == {
+        name: tested[name] for name in locked.keys() & tested.keys()
+    }
+    needed = required_packages() | extra_packages("cluster")
+    assert needed >= {"ray", "torch", "gguf", "peft", "bitsandbytes", "accelerate", "boto3"}
+    assert locked.keys() >= {name.lower() for name in needed}
+    assert all(pin["hashes"] for pin in locked_packages().values())
+    # Ray's runtime environments drop repeated lines.
+    lines = [line for line in LOCK.splitlines() if not line.lstrip().startswith("#")]
+    assert len(lines) == len(set(lines))
+    assert not re.search(r"://|--(extra-)?index|--find-links", LOCK), "hashes are those of the default index"
+
+
+def test_lock_is_valid_for_the_required_versions() -> None:
+    from packaging.requirements import Requirement
+
+    locked = locked_packages()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    requirements = [
+        *project["dependencies"],
+        *(line for name in ("gguf", "lora", "quantized") for line in extras[name]),
+    ]
+    for requirement in map(Requirement, requirements):
+        assert requirement.specifier.contains(locked[requirement.name.lower()]["version"]), str(requirement)
+
+
+def test_accepted_findings_of_the_audit_name_a_pin_and_a_reason(tmp_path: Path) -> None:
+    """`make audit` ignores the ids of the lines `# accepted: ID reason`, which precede the pin."""
+    text = (ROOT / "constraints.txt").read_text()
+    for match in re.finditer(r"^# accepted:(.*)$\n(.*)", text, re.MULTILINE):
+        assert re.fullmatch(r" [A-Z]+-\S+ \w.{20,}", match[1]), match[0]
+        assert "==" in match[2], match[0]
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "constraints.txt").write_text("# accepted: GHSA-1-2 no fixed version yet\nray==1\nnumpy==2\n")
+    commands = subprocess.check_output(["make", "--dry-run", "audit"], cwd=tmp_path, text=True).splitlines()
+    audits = [command for command in commands if "pip-audit --strict" in command]
+    assert len(audits) == 2
+    assert all("--ignore-vuln GHSA-1-2 " in command and command.count("--ignore-vuln") == 1 for command in audits)
+    assert [command.split()[-1] for command in audits] == ["requirements.lock", "constraints.txt"]
 
 
 def test_commands_in_the_files_are_valid() -> None:
@@ -221,9 +291,8 @@ def test_image_has_the_tested_versions_and_all_code() -> None:
     assert base == IMAGE
     copied = re.findall(r"^COPY \S+ (.*) \S+$", DOCKERFILE, re.MULTILINE)
     names = {name for line in copied for name in line.split()}
-    assert names >= {"constraints.txt", "pyproject.toml", "slick", "tuning", "jobs"}
+    assert names >= {"requirements.lock", "pyproject.toml", "slick", "tuning", "jobs"}
     assert all((ROOT / name).exists() for name in names)
-    assert "--constraint constraints.txt" in DOCKERFILE
 
 
 def test_batch_job_of_kubernetes_owns_a_cluster_of_fixed_size() -> None:

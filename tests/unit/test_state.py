@@ -8,7 +8,7 @@ import pytest
 
 from slick.errors import StudyError, file_errors
 from slick.storage import Folder
-from tuning.state import TrainingProgress, check_legacy_states, find_states, latest_states, read_state
+from tuning.state import TrainingProgress, check_other_formats, find_states, latest_states, read_state
 
 PROGRESS = TrainingProgress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2)
 
@@ -85,6 +85,32 @@ def test_latest_state_of_each_training_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 3}, "a training state of format 3, and this version of slick reads format 2"),
+        ({"more": 1}, "a training state of another version"),
+    ],
+)
+def test_state_of_a_later_version_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: dict[str, object], message: str
+) -> None:
+    study = Folder(str(tmp_path))
+    interrupted = write_state(study.child(".ray", "finetune-a", "group", "checkpoint_1"), PROGRESS)
+    kept = write_state(study.child("runs", "a-seed0", "state"), PROGRESS)
+    check_other_formats(study, ["a-seed0", "b-seed0"])
+    for folder in (interrupted, kept):
+        content = folder.read_json("progress.json")
+        folder.write_json("progress.json", content | change)
+    check_other_formats(study, ["b-seed0"])
+    assert f"{interrupted} has {message}" in capsys.readouterr().out
+    with pytest.raises(StudyError, match=f"{kept} has {message}.*the version of slick that wrote it, or delete"):
+        check_other_formats(study, ["a-seed0"])
+    for name in ("progress.json", "files-0.json"):
+        kept.delete(name)
+        check_other_formats(study, ["a-seed0"])  # incomplete
+
+
+@pytest.mark.parametrize(
     "change",
     [{"format": 1}, {"format": 3}, {"epoch": "9"}, {"num_workers": None}, {"best_dev_accuracy": []}, {"more": 1}],
 )
@@ -105,9 +131,9 @@ def test_pickles_of_the_previous_version_are_reported_and_never_opened(
     kept = write_legacy_state(study.child("runs", "a-seed0", "state"))
     assert find_states(study, ["a-seed0"]) == {}
     assert latest_states(study.child(".ray", "finetune-a", "group")) == {}
-    check_legacy_states(study, [])
+    check_other_formats(study, [])
     assert capsys.readouterr().out == "", "no run resumes from pickles"
-    check_legacy_states(study, ["b-seed0"])
+    check_other_formats(study, ["b-seed0"])
     assert f"{interrupted} has pickle files of an earlier version" in capsys.readouterr().out
     with pytest.raises(StudyError, match=f"{kept} has pickle files of an earlier version.*delete that folder"):
-        check_legacy_states(study, ["a-seed0"])
+        check_other_formats(study, ["a-seed0"])

@@ -26,7 +26,15 @@ from jobs.ray_client import (
     parse_address,
     submit_when_ready,
 )
-from jobs.submit import build_working_dir, describe_submission, follow, main, parse_submission, plan_job_files
+from jobs.submit import (
+    add_requirements,
+    build_working_dir,
+    describe_submission,
+    follow,
+    main,
+    parse_submission,
+    plan_job_files,
+)
 from slick.cluster import configure_authentication
 from slick.errors import ClusterError, SettingsError
 
@@ -256,6 +264,17 @@ def test_only_code_is_uploaded(tmp_path: Path) -> None:
     build_working_dir(target, {"files/q.parquet": question}, root)
     uploaded = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     assert uploaded == {*code_files, "files/q.parquet"}
+
+
+def test_requirements_are_uploaded_under_a_name_of_their_content(tmp_path: Path) -> None:
+    file, target = tmp_path / "lock.txt", tmp_path / "target"
+    target.mkdir()
+    file.write_text("ray==1 \\\n    --hash=sha256:00\n")
+    line = add_requirements(target, file)
+    folder, _, name = line.partition("-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/")
+    assert (folder, (target / name).read_bytes()) == ("", file.read_bytes())
+    file.write_text("ray==2\n")
+    assert add_requirements(target, file) != line, "Ray would keep the packages of the first file"
 
 
 def test_uploaded_code_runs_alone(tmp_path: Path) -> None:
