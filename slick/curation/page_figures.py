@@ -8,7 +8,7 @@ from typing import Any
 from slick.curation.actions import RowLabel
 from slick.curation.page_rows import category_of
 from slick.curation.selection import Candidate, Decision
-from slick.report.charts import CATEGORY_COLOURS, Figure, plot_stacked_bars, render_figure
+from slick.report.charts import CATEGORY_COLOURS, Figure, plot_stacked_bars, render_figure, shorten_label
 from slick.report.measurements import format_with_interval
 from slick.report.statistics.intervals import proportion
 from slick.report.tables import Row, Table
@@ -107,10 +107,6 @@ def _count(pairs: Iterable[tuple[str, Category]]) -> dict[str, Counter[Category]
     return counts
 
 
-def _cut(text: str, limit: int = 24) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
 def _plot_bars(axes: Any, values: Sequence[str], counts: Sequence[CategoryCounts]) -> None:
     totals = [sum(of_value.values()) for of_value in counts]
     parts = {
@@ -120,7 +116,9 @@ def _plot_bars(axes: Any, values: Sequence[str], counts: Sequence[CategoryCounts
     colours = {str(category): CATEGORY_COLOURS[category][0] for category in Category}
     positions = list(range(len(values)))
     plot_stacked_bars(axes, positions, parts, colours, dark_text=(str(Category.WEAKLY_KNOWN),))
-    axes.set_yticks(positions, [f"{_cut(value)} ({total:,})" for value, total in zip(values, totals, strict=True)])
+    axes.set_yticks(
+        positions, [f"{shorten_label(value)} ({total:,})" for value, total in zip(values, totals, strict=True)]
+    )
     axes.get_figure().set_size_inches(5.3, 1.5 + 0.34 * len(values))
     axes.invert_yaxis()
     axes.set_xlabel("Rows (%)")

@@ -91,6 +91,15 @@ def _inline_svg(svg: str, name: str, alt: str) -> str:
     return f'{head} role="img" aria-label="{escape(alt)}">{rest}'
 
 
+def shorten_label(text: str, limit: int = 24) -> str:
+    """A text of the user as a label that leaves room for the axes.
+
+    >>> shorten_label("P17"), shorten_label("a name of a relation that is long")
+    ('P17', 'a name of a relation th…')
+    """
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def plot_with_error_band(
     axes: Any,
     x: list[float],

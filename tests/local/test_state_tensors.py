@@ -10,7 +10,9 @@ import pytest
 
 from slick.storage import Folder
 from tests.local.tiny import tiny_model, tiny_tokenizer
+from tests.stored.interrupt import STORED_STATES, unpack
 from tuning.config import TrainConfig
+from tuning.state import find_states
 
 CONFIG = TrainConfig(dtype="float32", learning_rate=5e-3, batch_size=4, epochs=3, dropout=0.1, num_workers=2)
 CASES: dict[str, dict[str, Any]] = {
@@ -23,6 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 SLOW = ("zero-2", "bfloat16-zero-0", "optimizer-offloaded", "attention")
 QUICK = tuple(name for name in CASES if name not in SLOW)
+STORED_STAGES = (0, 3)
+"""ZeRO stages in which states of earlier versions are loaded."""
 OTHERS = {"zero-0": 3, "zero-2": 0, "zero-3": 1}
 """Cases whose states are also loaded under another ZeRO stage."""
 
@@ -56,6 +60,16 @@ def work(settings: dict[str, Any]) -> None:
         write(trainer, name)
         trainer.engine.destroy()
 
+    for name, study in settings["stored"].items():
+        (saved,) = find_states(Folder(study), []).values()
+        for stage in STORED_STAGES:
+            trainer = Trainer(f"{study}/world/model", replace(CONFIG, zero_stage=stage), context, 0)
+            trainer.load(Folder(saved.uri), examples[0])
+            folder = Path(settings["path"], f"{name}-zero-{stage}")
+            folder.mkdir(exist_ok=True)
+            trainer.save(str(folder))
+            trainer.engine.destroy()
+
     for name in settings["names"]:
         config, state = replace(CONFIG, **CASES[name]), f"{settings['path']}/{name}-state"
         trainer = Trainer(settings["model"], config, context, 0)
@@ -88,6 +102,13 @@ def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Call
     return lambda name: folder_of(SLOW if name in SLOW else QUICK)
 
 
+def unpack_stored(path: Path) -> dict[str, str]:
+    """The studies with states of earlier versions, by name."""
+    for archive in STORED_STATES:
+        unpack(archive, path / archive.stem)
+    return {archive.stem: str(path / archive.stem / "study") for archive in STORED_STATES}
+
+
 def train(names: tuple[str, ...], path: Path) -> Path:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -96,7 +117,12 @@ def train(names: tuple[str, ...], path: Path) -> Path:
     tiny_tokenizer().save_pretrained(path / "model")
     TorchTrainer(
         work,
-        train_loop_config={"path": str(path), "model": str(path / "model"), "names": names},
+        train_loop_config={
+            "path": str(path),
+            "model": str(path / "model"),
+            "names": names,
+            "stored": unpack_stored(path / "stored") if names == QUICK else {},
+        },
         scaling_config=ScalingConfig(num_workers=2),
         torch_config=TorchConfig(backend="gloo"),
         run_config=RunConfig(name=f"states-{len(names)}", storage_path=str(path / "ray")),
@@ -152,3 +178,23 @@ def test_state_has_every_trained_tensor_once(trained: Callable[[str], Path], nam
     assert all((".lora_" in key) == ("lora_rank" in CASES[name]) for key in kinds["weight"])
     for file in files:
         assert all(file.get_slice(key).get_dtype() == "F32" for key in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("archive", STORED_STATES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("stage", STORED_STAGES)
+def test_stored_state_of_an_earlier_version_is_loaded(
+    trained: Callable[[str], Path], archive: Path, stage: int
+) -> None:
+    """Every tensor, bit for bit, also under another ZeRO stage than the one that it was saved with."""
+    folder = trained(QUICK[0])
+    ((_, state),) = find_states(Folder(str(folder / "stored" / archive.stem / "study")), []).items()
+    loaded = tensors(folder / f"{archive.stem}-zero-{stage}")
+    assert_close(tensors(Path(Folder(state.uri).local_path)), loaded, 0)
+    assert any(bool(value.any()) for key, value in loaded.items() if key.startswith("exp_avg/"))
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """All tensors of a state."""
+    from safetensors.torch import load_file
+
+    return {key: value for path in folder.glob("*.safetensors") for key, value in load_file(path).items()}

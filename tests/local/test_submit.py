@@ -91,7 +91,7 @@ def test_jobs_are_listed(prepared: tuple[Path, str], cluster: HeadCluster) -> No
 def test_lock_file_longer_than_an_environment_variable_is_installed(
     prepared: tuple[Path, str], cluster: HeadCluster, tmp_path: Path
 ) -> None:
-    """pip finds the package installed, and requires a hash of every line."""
+    """pip finds the package installed, so nothing is downloaded."""
     lock, hashes = tmp_path / "requirements.lock", [f"    --hash=sha256:{i:064x}" for i in range(3_000)]
     lock.write_text(f"six=={version('six')} \\\n" + " \\\n".join(hashes) + "\n")
     command = ("submit", "report", "demo", "--out", str(tmp_path / "none"), "--requirements", str(lock))
@@ -100,10 +100,6 @@ def test_lock_file_longer_than_an_environment_variable_is_installed(
     assert "run `slick annotate` with this --out first" in result.stdout, (
         "the report starts after the packages are installed"
     )
-    lock.write_text(lock.read_text() + "iniconfig\n")
-    refused = cluster.slick(*command)
-    assert refused.returncode == 2
-    assert "hash" in refused.stdout + refused.stderr, "a requirement without a hash must not be installed"
 
 
 @pytest.mark.slow  # test_autoscaling.py covers such a job, with actors on other nodes

@@ -1,8 +1,9 @@
 """Studies that earlier versions wrote are read by this one, and their finished steps are not repeated."""
 
 import json
+import shutil
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from slick.annotation import AnnotateConfig
 from slick.annotation.wording import WordingConfig
 from slick.datasets import QuestionsConfig, read_questions
 from slick.datasets.relations import load_relations
+from slick.errors import StudyError
 from slick.report import ReportConfig, make_report
 from slick.report.loading import load_study
 from slick.report.sections.wording import load_wording
@@ -24,10 +26,12 @@ from slick.study_files import read_knowledge, read_points
 from slick.types import Category
 from slick.variants import VariantsConfig, read_variant
 from slick.world.config import RECIPE, WorldConfig
+from tests.stored.interrupt import RUN_ID, STORED_STATES, unpack
 from tuning.config import TrainConfig
 from tuning.data import read_rows
 from tuning.grid import SweepConfig
-from tuning.runs import read_curve, run_folder
+from tuning.runs import plan_runs, read_curve, run_folder
+from tuning.state import find_states
 
 STORED = sorted((Path(__file__).parents[1] / "stored").glob("study-*.zip"))
 STEPS = ("world", "questions", "annotate", "variants", "sweep", "wording")
@@ -41,8 +45,9 @@ def study(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return Folder(str(tmp_path / "study"))
 
 
-def test_there_is_a_stored_study() -> None:
+def test_there_are_stored_studies() -> None:
     assert STORED
+    assert STORED_STATES
 
 
 def test_all_tables_are_read(study: Folder) -> None:
@@ -110,3 +115,34 @@ def test_report_and_status_of_a_stored_study(study: Folder, capsys: pytest.Captu
     for step in (*STEPS, "report"):
         assert f"  {step:<10} done in " in lines
     assert "5 of 5 trainings, 15 of 15 epochs" in lines
+
+
+@pytest.mark.parametrize("archive", STORED_STATES, ids=lambda path: path.stem)
+def test_interrupted_training_resumes_from_its_stored_state(archive: Path, tmp_path: Path) -> None:
+    """tests/local/test_stored_state.py and test_state_tensors.py train on from it."""
+    study, _, config = unpack(archive, tmp_path)
+    (plan,) = plan_runs(study, {RUN_ID: config})
+    assert plan.state is not None, "its settings and inputs have another fingerprint, or its format is not read"
+    assert plan.state.progress.epoch == 2
+    assert plan.remaining_epochs == 2
+    assert len(read_curve(run_folder(study, RUN_ID)).dev_accuracy) >= 2
+    resumed = plan_runs(study, {RUN_ID: replace(config, epochs=8)})
+    assert resumed[0].state == plan.state, "more epochs resume from the same state"
+    with pytest.raises(StudyError, match=r"half-seed0 was written with other inputs or settings.*delete that folder"):
+        plan_runs(study, {RUN_ID: replace(config, learning_rate=1e-3)})
+
+
+def test_stored_state_of_another_format_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, _, config = unpack(STORED_STATES[-1], tmp_path)
+    (state,) = find_states(study, []).values()
+    folder = Folder(state.uri)
+    folder.write_json("progress.json", folder.read_json("progress.json") | {"format": 99})
+    (plan,) = plan_runs(study, {RUN_ID: config})
+    assert plan.state is None
+    message = f"{folder} has a training state of format 99"
+    assert f"{message}, and this version of slick reads format 2; its trainings restart" in capsys.readouterr().out
+    shutil.copytree(folder.local_path, Path(study.local_path, "runs", RUN_ID, "state"))
+    with pytest.raises(
+        StudyError, match=r"runs/half-seed0/state has a training state of format 99.*delete that folder"
+    ):
+        plan_runs(study, {RUN_ID: config})

@@ -10,7 +10,7 @@ from typing import Any
 
 from slick.datasets.relations import load_relations
 from slick.formatting import format_percent
-from slick.report.charts import CATEGORY_COLOURS, INK, MUTED
+from slick.report.charts import CATEGORY_COLOURS, INK, MUTED, shorten_label
 from slick.report.data import StudyData
 from slick.report.decision import unknown_rows_table
 from slick.report.findings.paper import (
@@ -187,7 +187,7 @@ def unknown_by_relation(data: StudyData) -> Callable[[Any], None]:
                 axes.plot([observed, paper_percent], [y, y], color=MUTED, linewidth=1.0)
                 axes.plot(paper_percent, y, "o", color=MUTED, markerfacecolor="white", label="paper" if not y else None)
             axes.plot(observed, y, "o", color=colour, label="here" if not y else None)
-        axes.set_yticks(range(len(rows)), [relation for relation, _, _ in rows], fontsize=min(11, 200 / len(rows)))
+        axes.set_yticks(range(len(rows)), [shorten_label(row[0]) for row in rows], fontsize=min(11, 200 / len(rows)))
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.set_xlim(left=0)
         axes.set_xlabel("Unknown test questions (%)")

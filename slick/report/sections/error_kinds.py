@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 
 from slick.matching import normalize
 from slick.report.answers import DecodingMode, QuestionAnswers, answer_collector, collected
-from slick.report.charts import BLUE, GREEN, INK, MUTED, ORANGE, VERMILLION, label_line_ends, plot_stacked_bars
+from slick.report.charts import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    VERMILLION,
+    label_line_ends,
+    plot_stacked_bars,
+    shorten_label,
+)
 from slick.report.data import StudyData
 from slick.report.measurements import InsufficientDataError
 from slick.report.page import (
@@ -275,7 +285,8 @@ def error_kind_bars_by_relation(errors: ErrorKinds) -> Callable[[Any], None]:
     def plot(axes: Any) -> None:
         axes.figure.set_size_inches(5.3, max(4.0, 1.2 + 0.24 * len(order)))
         parts = {kind: [of_relation[relation][kind] for relation in order] for kind in shown}
-        plot_stacked_bars(axes, order, parts, KIND_COLOURS, height=0.78, min_label=np.inf, linewidth=0.6)
+        plot_stacked_bars(axes, range(len(order)), parts, KIND_COLOURS, height=0.78, min_label=np.inf, linewidth=0.6)
+        axes.set_yticks(range(len(order)), [shorten_label(relation) for relation in order])
         axes.margins(y=0.01)
         axes.tick_params(axis="y", length=0, labelsize=10)
         axes.set_xlabel("Unknown questions (%)")
