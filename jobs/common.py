@@ -29,7 +29,7 @@ from jobs.flags import (
 )
 from jobs.job_log import keep_job_log
 from slick.cluster_watch import end_process_on_loss
-from slick.errors import SettingsError, SlickError, format_file_error, is_disk_error
+from slick.errors import SettingsError, SlickError, format_file_error, is_disk_error, is_store_error
 from slick.storage import Folder
 from slick.uris import check_command_line
 
@@ -69,7 +69,7 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
         print(f"\nslick: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        if not is_disk_error(error):
+        if not (is_disk_error(error) or is_store_error(error)):
             raise
         print(f"\nslick: {format_file_error(error)}", file=sys.stderr)
         sys.exit(2)

@@ -14,6 +14,7 @@ without a traceback and exits with status 2. Any other exception is a defect of 
 """
 
 import errno
+import re
 import shutil
 import tempfile
 import traceback
@@ -27,6 +28,11 @@ _MAX_MESSAGE_CHARS = 400
 
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+# pyarrow raises OSErrors without a number for object stores. 60 and 77 are errors of certificates.
+_STORE_ERROR = re.compile(
+    r"curlCode: (?!60\b|77\b)|HTTP status (408|429|5\d\d)|AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE"
+    r"|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
+)
 # torch and safetensors write files in C++ and Rust; their errors are not OSErrors.
 _LIBRARY_TEXTS = ("PytorchStreamWriter failed writing", "inline_container.cc", "I/O error:")
 
@@ -148,6 +154,13 @@ def format_file_error(error: BaseException, place: str = "", action: str = "writ
         is_read_only = getattr(full, "errno", None) == errno.EROFS or reason == "Read-only file system"
         fix = "make it writable" if is_read_only else "free space on that disk"
         return f"{name} cannot be {action}: {reason}; {fix} and run the same command again, which resumes the step"
+    failure = next((cause for cause in _error_chain(error) if is_store_error(cause)), None)
+    if failure is not None:
+        reason = str(failure).splitlines()[0][:300]
+        return (
+            f"{place or 'a file'} cannot be {action}: the object store fails or cannot be reached ({reason}). If its "
+            "address is right, wait until it works and run the same command again, which resumes the step"
+        )
     if isinstance(error, OSError | ArrowException) or any(text in str(error) for text in _LIBRARY_TEXTS):
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
         return (
@@ -161,6 +174,15 @@ def is_disk_error(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
         return True
     return not isinstance(error, StudyError) and any(text in str(error) for text in _DISK_TEXTS)
+
+
+def is_store_error(error: BaseException) -> bool:
+    """Whether an object store cannot be reached or has a temporary error, so that a retry may help."""
+    return (
+        isinstance(error, OSError)
+        and not isinstance(error, FileNotFoundError)
+        and bool(_STORE_ERROR.search(str(error)))
+    )
 
 
 def _error_chain(error: BaseException) -> Iterator[BaseException]:

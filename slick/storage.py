@@ -1,32 +1,42 @@
 """A folder on a local disk or in an object store, through pyarrow.fs. All files of a study are opened here.
 
 Writes are atomic: a local file is written under a temporary name and renamed; an object store shows an object only when
-its upload is complete.
+its upload is complete. Temporary errors of an object store are retried for `RETRY_S`.
 """
 
 import glob
 import hashlib
 import json
+import logging
 import os
+import random
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Self, Union
+from typing import Any, BinaryIO, Self, TypeVar, Union, cast
 from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from slick.errors import SettingsError, StudyError, file_errors, temporary_folder
+from slick.errors import SettingsError, StudyError, file_errors, is_store_error, temporary_folder
 from slick.strict_json import parse_json
 from slick.uris import check_uri
 
-_BLOCK_BYTES = 1 << 20
+_LOG = logging.getLogger(__name__)
+
+RETRY_S = 120.0
+"""Seconds for which an operation is retried while an object store does not answer or answers temporary errors."""
+_MAX_WAIT_S = 10.0
+"""Seconds between two tries; they double from one second to this."""
+
+Result = TypeVar("Result")
 
 FolderLike = Union[str, os.PathLike[str], "Folder"]
 """A folder in the Python API: a path or URI as text, a path object, or a `Folder`."""
@@ -127,13 +137,43 @@ class Folder:
     def _open(self) -> tuple[pafs.FileSystem, str]:
         if self.is_local:
             return pafs.LocalFileSystem(), self.uri
-        try:
-            filesystem, path = pafs.FileSystem.from_uri(self.uri)
-        except pa.ArrowInvalid as error:
-            raise StudyError(
-                f"{self.uri} cannot be opened ({error}); give a path, or a URI such as s3://bucket/study"
-            ) from error
+        uri = self.uri
+        if uri.startswith("s3://"):
+            # A small file is one request. Otherwise, Ctrl-C while an upload begins would leave an empty object.
+            uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
+        with file_errors(str(self), "opened"):
+            try:
+                filesystem, path = self._retry(lambda: pafs.FileSystem.from_uri(uri))  # it may ask for the region
+            except pa.ArrowInvalid as error:
+                raise StudyError(
+                    f"{self.uri} cannot be opened ({error}); give a path, or a URI such as s3://bucket/study"
+                ) from error
         return filesystem, path
+
+    def _retry(self, operation: Callable[[], Result]) -> Result:
+        """The result of an operation, which is repeated while the object store has a temporary error.
+
+        The clients of object stores retry for seconds, and not after all temporary errors.
+
+        Raises:
+            OSError: another error, or the error is still there after `RETRY_S`.
+        """
+        wait, end = 1.0, None
+        while True:
+            try:
+                return operation()
+            except OSError as error:
+                if self.is_local or not is_store_error(error):
+                    raise
+                now = time.monotonic()
+                if end is None:
+                    end = now + RETRY_S
+                    reason = str(error).splitlines()[0][:200]
+                    _LOG.warning("%s: the object store fails (%s); retrying for up to %g s", self, reason, RETRY_S)
+                if now + wait > end:
+                    raise
+            time.sleep(wait * random.uniform(0.5, 1.0))  # so that many processes do not retry at the same moment
+            wait = min(2 * wait, _MAX_WAIT_S)
 
     def mkdir(self) -> None:
         """Create the folder and its parents; does nothing in object stores, which need no folders."""
@@ -145,7 +185,7 @@ class Folder:
         """Whether the file or folder `name` exists inside this folder; without a name, whether this folder exists."""
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}".rstrip("/"), "inspected"):
-            info = filesystem.get_file_info(f"{path}/{name}" if name else path)
+            info = self._retry(lambda: filesystem.get_file_info(f"{path}/{name}" if name else path))
         return bool(info.type != pafs.FileType.NotFound)
 
     def names(self, suffix: str = "") -> list[str]:
@@ -160,7 +200,7 @@ class Folder:
         """The files and folders in this folder, without names that begin with a dot: these are interrupted writes."""
         filesystem, path = self._open()
         with file_errors(str(self), "listed"):
-            entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+            entries = self._retry(lambda: filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
         return [entry for entry in entries if not entry.base_name.startswith(".")]
 
     def read_bytes(self, name: str) -> bytes:
@@ -170,11 +210,13 @@ class Folder:
             StudyError: it does not exist or cannot be read.
         """
         filesystem, path = self._open()
-        with (
-            file_errors(f"{self}/{name}", "read"),
-            filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream,
-        ):
-            return bytes(stream.read())
+
+        def read() -> bytes:
+            with filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream:
+                return bytes(stream.read())
+
+        with file_errors(f"{self}/{name}", "read"):
+            return self._retry(read)
 
     def open_input(self, name: str) -> pa.NativeFile:
         """A file, open for random access.
@@ -184,13 +226,13 @@ class Folder:
         """
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "read"):
-            return filesystem.open_input_file(f"{path}/{name}")
+            return self._retry(lambda: filesystem.open_input_file(f"{path}/{name}"))
 
     def version(self, name: str) -> tuple[int, int]:
         """Size in bytes and modification time in ns of a file; (0, 0) if it does not exist."""
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "inspected"):
-            info = filesystem.get_file_info(f"{path}/{name}")
+            info = self._retry(lambda: filesystem.get_file_info(f"{path}/{name}"))
         return int(info.size or 0), int(info.mtime_ns or 0)
 
     def versions(self) -> dict[str, tuple[int, int]]:
@@ -204,11 +246,13 @@ class Folder:
             raise StudyError(f"{self}/{name} cannot be written: {name} is not the name of a file inside this folder")
         if not self.is_local:
             filesystem, path = self._open()
-            with (
-                file_errors(f"{self}/{name}", "written"),
-                filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream,
-            ):
-                stream.write(data)
+
+            def write() -> None:
+                with filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream:
+                    stream.write(data)
+
+            with file_errors(f"{self}/{name}", "written"):
+                self._retry(write)
             return
         with self.open_output(name) as file:
             file.write(data)
@@ -223,11 +267,10 @@ class Folder:
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "written"):
             if not self.is_local:
-                with tempfile.TemporaryFile(prefix="slick-staged-") as copy:
-                    yield copy
-                    copy.seek(0)
-                    with filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream:
-                        shutil.copyfileobj(copy, stream, _BLOCK_BYTES)
+                with tempfile.NamedTemporaryFile(prefix="slick-staged-") as copy:
+                    yield cast(BinaryIO, copy)
+                    copy.flush()
+                    self._retry(lambda: _copy_files(copy.name, f"{path}/{name}", target_system=filesystem))
                 return
             part = f"{path}/.{name}.{uuid.uuid4().hex}.part"
             try:
@@ -306,7 +349,7 @@ class Folder:
         """Rows of a Parquet file; reads only its footer."""
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "read"):
-            return int(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
+            return int(self._retry(lambda: pq.read_metadata(f"{path}/{name}", filesystem=filesystem)).num_rows)
 
     def read_tables(self, prefix: str = "part-", columns: list[str] | None = None) -> pa.Table:
         """All `prefix*.parquet` files of the folder as one table, in the order of their names.
@@ -323,7 +366,8 @@ class Folder:
         """All files in this folder and its subfolders by relative path; none if the folder does not exist."""
         filesystem, path = self._open()
         with file_errors(str(self), "listed"):
-            infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+            selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+            infos = self._retry(lambda: filesystem.get_file_info(selector))
         start = len(path.rstrip("/")) + 1
         yield from ((info.path[start:], info) for info in infos if info.type == pafs.FileType.File)
 
@@ -343,7 +387,7 @@ class Folder:
         """Copy all files, also those of subfolders, to the local folder `target`."""
         filesystem, path = self._open()
         with file_errors(str(self), f"copied to {target}"):
-            pafs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+            self._retry(lambda: _copy_files(path, target, source_system=filesystem))
 
     @contextmanager
     def as_local_path(self) -> Iterator[str]:
@@ -363,18 +407,22 @@ class Folder:
         self.mkdir()
         filesystem, path = self._open()
         with file_errors(str(self), "written"):
-            pafs.copy_files(source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
+            self._retry(lambda: _copy_files(source, path, target_system=filesystem))
 
     def delete(self, name: str = "") -> None:
         """Delete a file or, without a name, this folder; does nothing if it does not exist."""
         filesystem, path = self._open()
         target = f"{path}/{name}" if name else path
-        with file_errors(f"{self}/{name}".rstrip("/"), "deleted"):
+
+        def delete() -> None:
             kind = filesystem.get_file_info(target).type
             if kind == pafs.FileType.Directory:
                 filesystem.delete_dir(target)
             elif kind == pafs.FileType.File:
                 filesystem.delete_file(target)
+
+        with file_errors(f"{self}/{name}".rstrip("/"), "deleted"):
+            self._retry(delete)
 
     @contextmanager
     def atomic_replace(self) -> Iterator["Folder"]:
@@ -434,8 +482,23 @@ class Folder:
             return
         with self.atomic_replace() as new, file_errors(str(self), "written"):
             # Not copytree, which would copy the private mode of temporary folders; the umask decides who may read.
-            local = pafs.LocalFileSystem()
-            pafs.copy_files(source, new.uri, source_filesystem=local, destination_filesystem=local)
+            _copy_files(source, new.uri)
+
+
+def _copy_files(
+    source: str,
+    target: str,
+    *,
+    source_system: pafs.FileSystem | None = None,
+    target_system: pafs.FileSystem | None = None,
+) -> None:
+    """Copy a file or a folder between file systems; None: this machine's."""
+    pafs.copy_files(
+        source,
+        target,
+        source_filesystem=source_system or pafs.LocalFileSystem(),
+        destination_filesystem=target_system or pafs.LocalFileSystem(),
+    )
 
 
 def pickled_columns(schema: pa.Schema) -> list[str]:

@@ -70,6 +70,7 @@ def describe(result: Round) -> str:
     lines += [f"    {fault.message}" for fault in result.applied if fault.outcome == WRONG]
     lines += [f"  DIFFERS: {text}" for text in result.differences]
     lines += [f"  LATE: {text}" for text in result.late] + [f"  LEFT: {text}" for text in result.files]
+    lines += [f"  {result.uploads} unfinished uploads in the object store"] * bool(result.uploads)
     return "\n".join(lines)
 
 
@@ -83,7 +84,7 @@ def make_setting(work: Path, seed: int) -> Setting:
     if not durations.exists():
         for path in (folder / "t", folder / "hooks"):
             path.mkdir(parents=True, exist_ok=True)
-        run = Run(study, folder / "t", cache, folder / "hooks")
+        run = Run(str(study), folder / "t", cache, folder / "hooks")
         if status := run.wait():
             sys.exit(f"the undisturbed study ended with status {status}:\n{run.log.read_text()[-3000:]}")
         steps, times = list(run.began), [*run.began.values(), time.monotonic()]

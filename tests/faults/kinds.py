@@ -13,12 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tests.faults.leftovers import Process, session_processes
+from tests.faults.store_proxy import CUT, ERRORS, LATENCY, StoreProxy
 
 STEPS = ("questions", "annotate", "variants", "sweep", "report")
 _OUTAGE_S = 15.0
 """Seconds for which a disk stays full or read-only, unless the run ends before."""
+_STORE_OUTAGES_S = (3.0, 20.0)
+"""Range of the seconds for which an object store fails, unless the run ends before."""
+_LONG_STORE_OUTAGE_S = 150.0
+"""The same for one of eight outages; longer than `slick.storage.RETRY_S`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,9 @@ class Target:
     session: int
     """Process id of the driver, which is the id of its session."""
     disk: Path
-    """Mount point of the file system in memory that contains the study."""
+    """Mount point of the file system in memory that contains the study, if it is on a disk."""
+    store: StoreProxy | None
+    """The proxy of the object store that contains the study, if it is in one."""
     hooks: Path
     """Folder of the files that trigger the faults of `hooks/sitecustomize.py`."""
     has_ended: Callable[[], bool]
@@ -40,6 +48,7 @@ class Target:
 CLOCK = "clock"
 """The kind that needs a C compiler, and a library preloaded into the processes of the study."""
 
+Needs = Literal["", "disk", "store"]
 Inject = Callable[[Target], str | None]
 """Injects a fault, and returns what was done; None if the study gave no occasion."""
 
@@ -52,18 +61,18 @@ class Kind:
     steps: tuple[str, ...]
     """The steps that it can disturb."""
     inject: Inject
-    needs_mount: bool = False
-    """Whether it needs a file system of its own, which only root may mount."""
+    needs: Needs = ""
+    """What must contain the study: a `disk` of its own, which only root may mount, or an object `store`."""
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def kind(name: str, *steps: str, needs_mount: bool = False) -> Callable[[Inject], Inject]:
+def kind(name: str, *steps: str, needs: Needs = "") -> Callable[[Inject], Inject]:
     """Register a kind of fault."""
 
     def register(inject: Inject) -> Inject:
-        KINDS[name] = Kind(name, steps, inject, needs_mount)
+        KINDS[name] = Kind(name, steps, inject, needs)
         return inject
 
     return register
@@ -157,7 +166,7 @@ def move_clock(target: Target) -> str | None:
     return f"the time of day moved by {seconds:+} s until the end of the study"
 
 
-@kind("full disk", *STEPS, needs_mount=True)
+@kind("full disk", *STEPS, needs="disk")
 def fill_disk(target: Target) -> str | None:
     """Leave a few KiB on the file system of the study for some seconds."""
     free_kib = target.rng.choice([0, 4, 16, 64])
@@ -168,7 +177,7 @@ def fill_disk(target: Target) -> str | None:
     return f"{free_kib} KiB free for up to {_OUTAGE_S:.0f} s"
 
 
-@kind("read-only folder", *STEPS, needs_mount=True)
+@kind("read-only folder", *STEPS, needs="disk")
 def make_read_only(target: Target) -> str | None:
     """Make the file system of the study read-only for some seconds."""
     while not target.has_ended() and target.is_in_step():
@@ -185,6 +194,28 @@ def make_read_only(target: Target) -> str | None:
     return None
 
 
+def _kind_of_store_outage(name: str, fault: str) -> None:
+    """Register an outage of the object store."""
+
+    @kind(name, *STEPS, needs="store")
+    def inject(target: Target) -> str | None:
+        proxy = target.store
+        if proxy is None or target.has_ended():
+            return None
+        seconds = _LONG_STORE_OUTAGE_S if target.rng.random() < 1 / 8 else target.rng.uniform(*_STORE_OUTAGES_S)
+        share, before = target.rng.choice([0.3, 1.0]), proxy.num_disturbed
+        proxy.disturb(fault, share)
+        _wait_for_end(target, seconds)
+        proxy.recover()
+        num = proxy.num_disturbed - before
+        return f"{num} requests disturbed, {share:.0%} of those within {seconds:.0f} s" if num else None
+
+
+_kind_of_store_outage("object store errors", ERRORS)
+_kind_of_store_outage("object store latency", LATENCY)
+_kind_of_store_outage("object store cut", CUT)
+
+
 def compile_clock(folder: Path) -> Path | None:
     """The library that moves the clock; None where it cannot be compiled."""
     library, source = folder / "clock.so", Path(__file__).parent / "hooks" / "clock.c"
@@ -194,8 +225,8 @@ def compile_clock(folder: Path) -> Path | None:
     return None if subprocess.run(command, capture_output=True, check=False).returncode else library
 
 
-def _wait_for_end(target: Target) -> None:
-    end = time.monotonic() + _OUTAGE_S
+def _wait_for_end(target: Target, seconds: float = _OUTAGE_S) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end and not target.has_ended():
         time.sleep(0.05)
 

@@ -40,4 +40,5 @@ def summary(rounds: Sequence[Round]) -> list[str]:
         f"Processes that outlived their driver by more than {GRACE_S:.0f} s: {num_late}; the longest life was "
         f"{max((result.longest_s for result in rounds), default=0):.0f} s.",
         f"Studies after which files, temporary folders or shared memory remained: {len(with_files)}.",
+        f"Unfinished uploads in object stores: {sum(result.uploads for result in rounds)}.",
     ]

@@ -7,14 +7,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from tests.faults.comparison import find_differences
-from tests.faults.kinds import CLOCK, KINDS, STEPS, Target, compile_clock, mounted_disk
+from tests.faults.kinds import CLOCK, KINDS, STEPS, Target, compile_clock
 from tests.faults.leftovers import Watch, kill_session, leftover_files, shared_memory, unused_shared_memory
+from tests.faults.places import DISK_FOLDER, Place, choose_place
 
 ROOT = Path(__file__).parents[2]
 HANG_S = 600.0
@@ -75,13 +76,23 @@ class Round:
     """Longest time in seconds that a process outlived its driver."""
     files: list[str] = field(default_factory=list)
     """Files of unfinished writes, temporary folders and shared memory that remained."""
+    uploads: int = 0
+    """Uploads to an object store that remained unfinished; a rule of the bucket deletes them, the program cannot."""
     seconds: float = 0.0
 
 
 class Run:
     """One run of the command, in a session of its own."""
 
-    def __init__(self, study: Path, temporary: Path, cache: Path, hooks: Path, clock: Path | None = None) -> None:
+    def __init__(
+        self,
+        study: str,
+        temporary: Path,
+        cache: Path,
+        hooks: Path,
+        clock: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.log = temporary.parent / f"run-{time.monotonic_ns()}.log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environ |= {
@@ -92,10 +103,11 @@ class Run:
             "SLICK_FAULTS": str(hooks),
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "kernels"),
             "TMPDIR": str(temporary),
+            **(variables or {}),
         }
         if clock is not None:
             environ |= {"LD_PRELOAD": str(clock), "SLICK_FAULTS_CLOCK": str(hooks / "clock")}
-        command = [sys.executable, "-m", "jobs.cli", "study", "smoke", "--out", str(study), *STUDY_FLAGS]
+        command = [sys.executable, "-m", "jobs.cli", "study", "smoke", "--out", study, *STUDY_FLAGS]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -156,28 +168,26 @@ def run_round(setting: Setting, number: int, kinds: list[str]) -> Round:
     """Disturb a study by the faults of a round and compare it with the reference."""
     folder = setting.work / f"r{number}"
     shutil.rmtree(folder, ignore_errors=True)
-    temporary, hooks, disk = folder / "t", folder / "hooks", folder / "disk"
+    temporary, hooks = folder / "t", folder / "hooks"
     for path in (temporary, hooks):
         path.mkdir(parents=True)
     result, began, memory = Round(number=number), time.monotonic(), shared_memory()
-    with mounted_disk(disk) as is_mounted:
-        study = disk / "study"
-        shutil.copytree(setting.reference / "world", study / "world")
+    with choose_place(folder, setting.reference, kinds, number) as place:
         clock = compile_clock(folder)
-        possible = [name for name in kinds if is_mounted or not KINDS[name].needs_mount]
-        possible = [name for name in possible if clock or name != CLOCK]
-        faults = plan_round(setting.seed, number, possible)
+        faults = plan_round(setting.seed, number, [name for name in place.kinds if clock or name != CLOCK])
         if not any(fault.kind == CLOCK for fault in faults):
             clock = None
-        start = partial(Run, study, temporary, setting.cache, hooks, clock)
-        watches = _run_to_the_end(setting, result, faults, start, folder)
+        start = partial(Run, place.uri, temporary, setting.cache, hooks, clock, place.variables)
+        watches = _run_to_the_end(setting, result, faults, start, folder, place)
         for watch in watches:
             watch.join()
             result.late += watch.late
             result.longest_s = max(result.longest_s, watch.longest_s)
+        study = place.fetch()
         result.differences = find_differences(setting.reference, study)
         result.files = leftover_files(study, setting.reference, temporary)
         result.files += [f"/dev/shm/{name}" for name in unused_shared_memory(memory)]
+        result.uploads = place.num_unfinished_uploads()
         result.seconds = time.monotonic() - began
         if result.differences:
             shutil.copytree(study, folder / "study", dirs_exist_ok=True)
@@ -186,7 +196,7 @@ def run_round(setting: Setting, number: int, kinds: list[str]) -> Round:
 
 
 def _run_to_the_end(
-    setting: Setting, result: Round, faults: list[Fault], start: Callable[[], Run], folder: Path
+    setting: Setting, result: Round, faults: list[Fault], start: Callable[[], Run], folder: Path, place: Place
 ) -> list[Watch]:
     """Run the command until it succeeds, with the faults on the way."""
     rng = random.Random(f"{setting.seed}/{result.number}/run")
@@ -196,7 +206,7 @@ def _run_to_the_end(
         num_before = len(result.applied)
         while pending and (is_now := _wait_for_moment(run, pending[0], setting.durations)) != "ended":
             fault = pending.pop(0)
-            action = _inject(run, fault, folder, rng) if is_now == "now" else None
+            action = _inject(run, fault, folder, place, rng) if is_now == "now" else None
             if action is None:
                 result.missed += 1
             else:
@@ -235,10 +245,11 @@ def _wait_for_moment(run: Run, fault: Fault, durations: dict[str, float]) -> str
         time.sleep(0.02)
 
 
-def _inject(run: Run, fault: Fault, folder: Path, rng: random.Random) -> str | None:
+def _inject(run: Run, fault: Fault, folder: Path, place: Place, rng: random.Random) -> str | None:
     target = Target(
         session=run.session,
-        disk=folder / "disk",
+        disk=folder / DISK_FOLDER,
+        store=place.proxy,
         hooks=folder / "hooks",
         has_ended=lambda: run.status() is not None,
         is_in_step=lambda: run.step() == fault.step,
