@@ -30,8 +30,9 @@ _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 # pyarrow raises OSErrors without a number for object stores. 60 and 77 are errors of certificates.
 _STORE_ERROR = re.compile(
-    r"curlCode: (?!60\b|77\b)|HTTP status (408|429|5\d\d)|AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE"
-    r"|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
+    r"(?!.*curlCode: (60|77)\b).*(curlCode|HTTP status (408|429|5\d\d)|AWS Error (NETWORK_CONNECTION|SLOW_DOWN"
+    r"|SERVICE_UNAVAILABLE|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT))",
+    re.DOTALL,
 )
 # torch and safetensors write files in C++ and Rust; their errors are not OSErrors.
 _LIBRARY_TEXTS = ("PytorchStreamWriter failed writing", "inline_container.cc", "I/O error:")
@@ -179,9 +180,7 @@ def is_disk_error(error: BaseException) -> bool:
 def is_store_error(error: BaseException) -> bool:
     """Whether an object store cannot be reached or has a temporary error, so that a retry may help."""
     return (
-        isinstance(error, OSError)
-        and not isinstance(error, FileNotFoundError)
-        and bool(_STORE_ERROR.search(str(error)))
+        isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and bool(_STORE_ERROR.match(str(error)))
     )
 
 

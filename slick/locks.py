@@ -3,8 +3,10 @@
 A lock is a JSON file in `STUDY/.locks`. On the owner's machine a waiting process checks whether the owner's process
 runs; elsewhere it watches the heartbeat with its local clock, so clock differences do not matter. On a file system with
 advisory locks, claiming is atomic. pyarrow has no conditional writes for object stores: there a claim is written, and
-is valid if it was not overwritten after `CLAIM_DELAY_S`, so at most one of two simultaneous claims is valid. A process
-that was suspended for long may lose its lock and must not finish its step; `verify_locks` checks this.
+is valid if it was not overwritten after `CLAIM_DELAY_S`, so at most one of two simultaneous claims is valid. If the
+storage is so slow that a claim may have overwritten a valid one, the owner of that one writes it again with its next
+heartbeat, and the claim is checked after that. A process that was suspended for long may lose its lock and must not
+finish its step; `verify_locks` checks this.
 """
 
 import contextlib
@@ -122,7 +124,9 @@ class _Lock:
 
     def __init__(self, study: Folder, name: str, step: str) -> None:
         self._part = study.child(*name.split("/"))
-        self._folder = study.child(LOCKS)
+        self._folder, self._impatient = study.child(LOCKS), study.child(LOCKS)
+        self._impatient.retry_s = HEARTBEAT_S
+        self._claimed_at: float | None = None
         self._study_is_new = study.is_local and not os.path.exists(study.local_path)
         self._file = f"{name.replace('/', '--')}.json"
         self._own = LockOwner(
@@ -166,21 +170,27 @@ class _Lock:
 
     def heartbeat(self) -> None:
         """Write a heartbeat, unless the lock was taken over."""
+        folder = self._impatient
         with (
             contextlib.suppress(StudyError),
-            _folder_mutex(self._folder),
+            _folder_mutex(folder),
         ):  # storage that fails once may work at the next beat
-            other = _read_owner(self._folder, self._file)
-            if other is not None and other.token == self._own.token:
+            other = _read_owner(folder, self._file)
+            if other is not None and (other.token == self._own.token or self._is_too_new_to_be_lost()):
                 self._own = dataclasses.replace(self._own, beats=self._own.beats + 1)
-                self._folder.write_json(self._file, dataclasses.asdict(self._own))
+                folder.write_json(self._file, dataclasses.asdict(self._own))
+
+    def _is_too_new_to_be_lost(self) -> bool:
+        """Whether nobody can have waited for a heartbeat long enough, so that another claim was an overdue write."""
+        return self._claimed_at is not None and _uptime() - self._claimed_at < STALE_AFTER_S / 2
 
     def release(self) -> None:
         """Delete the lock, if it is still ours."""
-        with contextlib.suppress(StudyError), _folder_mutex(self._folder):
-            other = _read_owner(self._folder, self._file)
+        folder = self._impatient
+        with contextlib.suppress(StudyError), _folder_mutex(folder):
+            other = _read_owner(folder, self._file)
             if other is not None and other.token == self._own.token:
-                self._folder.delete(self._file)
+                folder.delete(self._file)
                 if self._folder.is_local:
                     with contextlib.suppress(OSError):  # not empty: other locks, or what the step has written
                         os.rmdir(self._folder.local_path)
@@ -189,15 +199,20 @@ class _Lock:
 
     def _claim(self, before: LockOwner | None) -> bool:
         """Replace the owner `before` by this process; False if another process did so first."""
+        began = _uptime()
         with _folder_mutex(self._folder, mkdir=True) as is_atomic:
             if _read_owner(self._folder, self._file) != before:
                 return False
             self._folder.write_json(self._file, dataclasses.asdict(self._own))
         if is_atomic:
             return True
-        time.sleep(CLAIM_DELAY_S)
+        is_slow = _uptime() - began > CLAIM_DELAY_S / 2
+        time.sleep(2 * HEARTBEAT_S if is_slow else CLAIM_DELAY_S)
         now = _read_owner(self._folder, self._file)
-        return now is not None and now.token == self._own.token
+        if now is None or now.token != self._own.token:
+            return False
+        self._claimed_at = _uptime()
+        return True
 
     def _is_abandoned(self, other: LockOwner) -> bool:
         alive = other.is_alive
@@ -207,12 +222,21 @@ class _Lock:
         end = time.monotonic() + STALE_AFTER_S
         while time.monotonic() < end:
             time.sleep(min(1.0, STALE_AFTER_S / 10))
+            began = time.monotonic()
             now = _read_owner(self._folder, self._file)
             if now is None or now.token != other.token:
                 return True  # released; `_claim` checks the new owner
             if now.beats != other.beats:
                 return False
+            if time.monotonic() - began > STALE_AFTER_S / 2:
+                end = time.monotonic() + STALE_AFTER_S  # the owner, too, could not reach the storage
         return True
+
+
+def _uptime() -> float:
+    """Seconds since the start of this machine, with the time for which it was suspended where the system tells it."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 @contextlib.contextmanager

@@ -70,6 +70,9 @@ def as_folder(folder: FolderLike) -> "Folder":
 class Folder:
     """One folder, by local path or URI (`s3://bucket/study`, `gs://...`). Pickles as its address."""
 
+    retry_s = RETRY_S
+    """Seconds for which temporary errors of an object store are retried; folders inside this one have the default."""
+
     def __init__(self, uri: str) -> None:
         if uri.startswith("file://"):  # treated as a local path
             uri = unquote(urlparse(uri).path)
@@ -156,7 +159,7 @@ class Folder:
         The clients of object stores retry for seconds, and not after all temporary errors.
 
         Raises:
-            OSError: another error, or the error is still there after `RETRY_S`.
+            OSError: another error, or the error is still there after `retry_s`.
         """
         wait, end = 1.0, None
         while True:
@@ -167,9 +170,9 @@ class Folder:
                     raise
                 now = time.monotonic()
                 if end is None:
-                    end = now + RETRY_S
+                    end = now + self.retry_s
                     reason = str(error).splitlines()[0][:200]
-                    _LOG.warning("%s: the object store fails (%s); retrying for up to %g s", self, reason, RETRY_S)
+                    _LOG.warning("%s: the object store fails (%s); retrying for up to %g s", self, reason, self.retry_s)
                 if now + wait > end:
                     raise
             time.sleep(wait * random.uniform(0.5, 1.0))  # so that many processes do not retry at the same moment

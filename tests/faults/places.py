@@ -90,7 +90,12 @@ def _store(folder: Path, reference: Path, kinds: Sequence[str], number: int) -> 
 
 
 def _fetch(store: pafs.FileSystem, path: str, target: Path) -> Path:
+    """Copy the study, without empty folders: pyarrow keeps those of deleted files in object stores."""
+    target.mkdir()
     pafs.copy_files(path, str(target), source_filesystem=store)
+    for folder in sorted((path for path in target.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return target
 
 

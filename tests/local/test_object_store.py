@@ -2,6 +2,10 @@
 
 import json
 import os
+import random
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick.storage import Folder
+from tests.faults.store_proxy import CUT, ERRORS, LATENCY, running_proxy
 from tests.local.aws import SECRET, make_bucket, running_aws
-from tests.local.cli import run_slick
+from tests.local.cli import ROOT, run_slick
+from tests.waiting import wait_for
 
 URI = "s3://studies/smoke"
 
@@ -91,6 +97,65 @@ def test_no_secret_is_in_study_files_or_cluster_logs(store: dict[str, str]) -> N
     assert logs, "no Ray logs"
     for path in logs:
         assert SECRET.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [ERRORS, LATENCY, CUT])
+def test_files_are_complete_after_faults_of_the_store(
+    fault: str, store: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = os.urandom(11 << 20)  # more than one part of an upload
+    for name in ("model", "copy"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model" / "weights").write_bytes(content)
+    with running_proxy(store["AWS_ENDPOINT_URL"], random.Random(5)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        folder = Folder(f"s3://studies/{fault}")
+        proxy.disturb(fault, share=0.3)
+        folder.write_bytes("large", content)
+        folder.add(str(tmp_path / "model"))
+        with folder.open_output("small") as file:
+            file.write(b"content")
+        assert folder.read_bytes("large") == content
+        folder.download(str(tmp_path / "copy"))
+        assert (tmp_path / "copy" / "weights").read_bytes() == content
+        for name in [f"{number:03}" for number in range(4)]:
+            folder.child("many").write_bytes(name, name.encode())
+            assert folder.child("many").read_bytes(name) == name.encode()
+        folder.child("many").delete("000")
+        assert proxy.num_disturbed
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store["AWS_ENDPOINT_URL"])
+    sizes = {f"many/{number:03}": 3 for number in range(1, 4)}
+    assert folder.sizes() == sizes | {"large": len(content), "weights": len(content), "small": 7}
+
+
+WRITER = """
+import sys
+from slick.storage import Folder
+folder = Folder("s3://studies/interrupted")
+folder.exists("file")
+print("ready", flush=True)
+sys.stdin.readline()
+folder.write_bytes("file", b"content")
+"""
+
+
+@pytest.mark.slow
+def test_interrupted_write_leaves_no_incomplete_object(store: dict[str, str]) -> None:
+    with running_proxy(store["AWS_ENDPOINT_URL"], random.Random(5)) as proxy:
+        environ = {**os.environ, "AWS_ENDPOINT_URL": proxy.address}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        writer = subprocess.Popen([sys.executable, "-c", WRITER], env=environ, cwd=ROOT, text=True, **pipes)
+        assert writer.stdin
+        assert writer.stdout
+        writer.stdout.readline()
+        proxy.disturb(LATENCY)
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+        wait_for(lambda: proxy.num_disturbed)  # the first request of the write is delayed
+        writer.send_signal(signal.SIGINT)
+        assert writer.wait() == -signal.SIGINT
+    assert Folder("s3://studies/interrupted").sizes() in ({}, {"file": 7})
 
 
 def test_missing_bucket_is_one_message_without_the_secret(store: dict[str, str]) -> None:

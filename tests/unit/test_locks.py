@@ -3,16 +3,22 @@
 import json
 import multiprocessing
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 
+import slick
+from jobs.presets import STEP_PRESETS
 from slick import locks
 from slick.errors import StudyError
 from slick.locks import LOCKS, LockOwner, exclusive_lock, lock_owners
@@ -24,20 +30,93 @@ HOLDER = """
 import sys, time
 from slick.locks import exclusive_lock
 from slick.storage import Folder
-with exclusive_lock(Folder(sys.argv[1]), "annotate"):
+with exclusive_lock(Folder(sys.argv[1]), "holder", sys.argv[2:]):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def start_holder(study: Path) -> subprocess.Popen:
-    """A process that holds the lock `annotate` until its standard input is closed."""
+def start_holder(study: Path, *names: str) -> subprocess.Popen:
+    """A process that holds locks, by default `annotate`, until its standard input is closed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(study)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(study), *(names or ("annotate",))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout
     assert process.stdout.readline() == "held\n"
     return process
+
+
+MISSING = "/missing/file.jsonl"
+STEP_CALLS: dict[str, tuple[str, Callable[[Folder], object]]] = {
+    "world": ("world", lambda study: slick.build_world(study, slick.WorldConfig(questions=MISSING))),
+    "questions": (
+        "questions",
+        lambda study: slick.prepare_questions(study, slick.QuestionsConfig(questions=MISSING)),
+    ),
+    "annotate": ("annotate", lambda study: slick.annotate(study, slick.AnnotateConfig(model=MISSING))),
+    "rescore": ("annotate", lambda study: slick.rescore(study, slick.RescoreConfig(matcher="contains"))),
+    "variants": ("variants", lambda study: slick.draw_variants(study, slick.VariantsConfig())),
+    "wording": ("wording", lambda study: slick.reword(study, slick.WordingConfig())),
+    "finetune": (
+        "runs/half-seed0",
+        lambda study: slick.finetune(study, slick.TrainConfig(variant="half", model=MISSING)),
+    ),
+    "sweep": ("sweep", lambda study: slick.sweep(study, slick.SweepConfig(train=slick.TrainConfig(model=MISSING)))),
+    "report": ("report", lambda study: slick.make_report(study, slick.ReportConfig())),
+    "curate": (
+        "curate",
+        lambda study: slick.curate_file(study, slick.CurateConfig(data=MISSING, model=MISSING)),
+    ),
+}
+"""Step -> the folder that it locks, and a call that fails soon after it has the lock."""
+
+
+def test_calls_cover_all_steps() -> None:
+    assert STEP_CALLS.keys() >= STEP_PRESETS.keys() - {"study"}
+
+
+@pytest.fixture(scope="module")
+def locked_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Folder, int]]:
+    """A study whose parts are locked by another process, and its process id."""
+    path = tmp_path_factory.mktemp("locked")
+    process = start_holder(path, *{name for name, _ in STEP_CALLS.values()})
+    yield Folder(str(path)), process.pid
+    process.communicate("")
+
+
+@pytest.mark.parametrize("step", STEP_CALLS)
+def test_every_step_is_refused_while_another_process_has_its_lock(step: str, locked_study: tuple[Folder, int]) -> None:
+    study, pid = locked_study
+    name, call = STEP_CALLS[step]
+    with pytest.raises(StudyError) as caught:
+        call(study)
+    place, host = re.escape(f"{study}/{name}"), re.escape(socket.gethostname())
+    assert re.match(f"{place} is being written by another run: holder, process {pid} on {host}, ", str(caught.value))
+
+
+@pytest.fixture(scope="module")
+def killed_study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A study whose parts were locked by a process that was killed."""
+    path = tmp_path_factory.mktemp("killed")
+    process = start_holder(path, *{name for name, _ in STEP_CALLS.values()})
+    process.kill()
+    process.communicate()
+    return Folder(str(path))
+
+
+@pytest.mark.parametrize("step", STEP_CALLS)
+def test_every_step_takes_the_lock_of_a_killed_process(
+    step: str, killed_study: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9)  # without waiting
+    name, call = STEP_CALLS[step]
+    with pytest.raises(slick.SlickError) as caught:
+        call(killed_study)
+    assert "is being written" not in str(caught.value)
+    assert name not in lock_owners(killed_study), "it had the lock, and released it"
 
 
 @pytest.fixture
@@ -90,26 +169,35 @@ def test_process_with_the_same_pid_is_not_the_owner() -> None:
 
 
 @pytest.mark.parametrize("beating", [True, False])
+@pytest.mark.parametrize("skew_s", [-3600, 3600])
 def test_owner_on_another_machine_is_alive_while_its_heartbeat_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote_owner: LockOwner, beating: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote_owner: LockOwner, beating: bool, skew_s: int
 ) -> None:
+    """Neither the owner's clock nor that of the file server matters."""
     monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9 if beating else 0.5)
     lock_folder = Folder(str(tmp_path)).child(LOCKS)
-    lock_folder.write_json("annotate.json", asdict(remote_owner))
+    by_its_clock = datetime.fromtimestamp(time.time() + skew_s, UTC).isoformat(timespec="seconds")
+    remote_owner = replace(remote_owner, since=by_its_clock)
+
+    def write(beats: int) -> None:
+        lock_folder.write_json("annotate.json", asdict(replace(remote_owner, beats=beats)))
+        os.utime(tmp_path / LOCKS / "annotate.json", (time.time() + skew_s,) * 2)
+
+    write(0)
     stop_event = threading.Event()
 
     def heartbeat() -> None:
         beats = 0
         while beating and not stop_event.wait(0.2):
             beats += 1
-            lock_folder.write_json("annotate.json", asdict(replace(remote_owner, beats=beats)))
+            write(beats)
 
     thread = threading.Thread(target=heartbeat)
     thread.start()
     try:
         lock = exclusive_lock(Folder(str(tmp_path)), "annotate")
         if beating:
-            with pytest.raises(StudyError, match="node-7, since 2030-01-01"):
+            with pytest.raises(StudyError, match=f"annotate, process 1 on node-7, since {re.escape(by_its_clock)}"):
                 lock.__enter__()
         else:
             with lock:
@@ -242,6 +330,74 @@ def test_last_of_two_non_atomic_claims_is_valid(
     with exclusive_lock(study, "annotate"):  # after the other claim, without a heartbeat, is stale
         assert len(sleeps) == 2
         assert lock_owners(study)["annotate"].pid == os.getpid()
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A study in an object store in memory."""
+    filesystem = pafs._MockFileSystem()
+    filesystem.create_dir(f"study/{LOCKS}")
+    monkeypatch.setattr(Folder, "_open", lambda folder: (filesystem, folder.uri.removeprefix("s3://")))
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(locks, "CLAIM_DELAY_S", 0.05)
+    return Folder("s3://study")
+
+
+def test_overdue_claim_in_slow_storage_is_not_valid(
+    store: Folder, monkeypatch: pytest.MonkeyPatch, remote_owner: LockOwner
+) -> None:
+    """The write of a claim takes so long that another process gets the lock before it lands."""
+    write_json = Folder.write_json
+    other = locks._Lock(store, "annotate", "other")
+
+    def write_slowly(folder: Folder, name: str, value: object) -> None:
+        if value["token"] != other._own.token and not other._claimed_at:
+            assert other.acquire()
+            time.sleep(0.1)
+            threading.Thread(target=beat).start()
+        write_json(folder, name, value)
+
+    def beat() -> None:
+        time.sleep(0.05)
+        other.heartbeat()
+
+    monkeypatch.setattr(Folder, "write_json", write_slowly)
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 5.0)
+    with pytest.raises(StudyError, match="is being written by another run: other"):
+        locks._Lock(store, "annotate", "slow").acquire()
+    other.verify()
+
+
+def test_new_claim_after_a_long_time_is_not_overwritten(
+    store: Folder, monkeypatch: pytest.MonkeyPatch, remote_owner: LockOwner
+) -> None:
+    lock = locks._Lock(store, "annotate", "suspended")
+    assert lock.acquire()
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 0.0)
+    store.child(LOCKS).write_json("annotate.json", asdict(remote_owner))
+    lock.heartbeat()
+    assert lock_owners(store) == {"annotate": remote_owner}
+
+
+def test_time_without_storage_does_not_count_as_time_without_heartbeat(
+    store: Folder, monkeypatch: pytest.MonkeyPatch, remote_owner: LockOwner
+) -> None:
+    """The storage fails for longer than a lock may lack heartbeats, for the owner too; then the owner goes on."""
+    store.child(LOCKS).write_json("annotate.json", asdict(remote_owner))
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 0.4)
+    read_json, reads = Folder.read_json, []
+
+    def read(folder: Folder, name: str) -> object:
+        reads.append(name)
+        if len(reads) == 2:
+            time.sleep(0.5)
+        if len(reads) == 4:
+            folder.write_json(name, asdict(replace(remote_owner, beats=1)))
+        return read_json(folder, name)
+
+    monkeypatch.setattr(Folder, "read_json", read)
+    with pytest.raises(StudyError, match="is being written by another run: annotate, process 1 on node-7"):
+        locks._Lock(store, "annotate", "annotate").acquire()
 
 
 def test_read_only_folder_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

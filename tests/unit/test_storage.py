@@ -79,6 +79,82 @@ def test_names_and_folders_are_sorted(folder: Folder) -> None:
     assert folder.child("runs", "deep").uri == folder.uri + "/runs/deep"
 
 
+TEMPORARY_ERRORS = (
+    "When listing objects: AWS Error UNKNOWN (HTTP status 429) during ListObjectsV2 operation: TooManyRequests",
+    "When reading information: AWS Error UNKNOWN (HTTP status 503) during HeadObject operation: No response body.",
+    "AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 56, Failure when receiving data from the peer",
+    "AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.",
+)
+LASTING_ERRORS = (
+    "AWS Error ACCESS_DENIED during HeadObject operation: No response body.",
+    "AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 60, SSL peer certificate was not OK",
+)
+
+
+class FailingStore(ObjectStore):
+    """An object store whose next requests fail."""
+
+    errors: list[str]
+
+    def _open(self) -> tuple[pafs.FileSystem, str]:
+        failing, (_, path) = self, super()._open()
+
+        class Failing:
+            def __getattr__(self, name: str) -> object:
+                if failing.errors:
+                    raise OSError(failing.errors.pop(0))
+                return getattr(failing.store, name)
+
+        return Failing(), path
+
+
+@pytest.fixture
+def failing_store(monkeypatch: pytest.MonkeyPatch) -> FailingStore:
+    ObjectStore.store = pafs._MockFileSystem()
+    store = FailingStore("memory://bucket/study")
+    store.errors = []
+    store.write_bytes("a", b"content")
+    monkeypatch.setattr("slick.storage.time.sleep", lambda seconds: None)
+    return store
+
+
+@pytest.mark.parametrize("text", TEMPORARY_ERRORS)
+def test_temporary_errors_of_an_object_store_are_retried(
+    failing_store: FailingStore, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing() -> FailingStore:
+        failing_store.errors = [text] * 3
+        return failing_store
+
+    assert failing().read_bytes("a") == b"content"
+    failing().write_bytes("a", b"new")
+    assert failing().exists("a")
+    assert failing().names() == ["a"]
+    assert failing().sizes() == {"a": 3}
+    assert failing().version("a")[0] == 3
+    assert failing().open_input("a").read() == b"new"
+    failing().delete("a")
+    assert failing().names() == []
+    assert f"memory://bucket/study: the object store fails ({text}); retrying for up to 120 s" in caplog.messages
+
+
+def test_lasting_outage_of_an_object_store_is_one_message(failing_store: FailingStore) -> None:
+    failing_store.errors = [TEMPORARY_ERRORS[1]] * 1000
+    failing_store.retry_s = 0.5  # less than the first wait
+    with pytest.raises(StudyError, match=r"a cannot be read: .*HTTP status 503.* run the same command again, which"):
+        failing_store.read_bytes("a")
+    assert len(failing_store.errors) == 999
+
+
+@pytest.mark.parametrize("text", LASTING_ERRORS)
+def test_other_errors_of_an_object_store_are_not_retried(failing_store: FailingStore, text: str) -> None:
+    failing_store.errors = [text]
+    with pytest.raises(
+        StudyError, match=r"a cannot be read: .*; check the path, and that you may read and write there"
+    ):
+        failing_store.read_bytes("a")
+
+
 def test_parts_are_read_in_the_order_of_their_names(folder: Folder) -> None:
     for name, start in (("part-00001", 500), ("part-00000", 0), ("other", 7)):
         folder.write_table(f"{name}.parquet", TABLE.slice(start, 500))
