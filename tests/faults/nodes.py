@@ -1,5 +1,6 @@
 """Run work on a local cluster of several nodes, of which one is killed; helpers for drivers in other processes."""
 
+import json
 import os
 import signal
 import socket
@@ -9,7 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from slick.storage import Folder
@@ -66,6 +70,33 @@ def send_preemption_notice(address: str, node_id: str, seconds: float) -> None:
     assert accepted, reason_refused
 
 
+def announce_reclaim(node_id: str, seconds: float) -> None:
+    """Let `jobs.drain_on_notice` see a notice of AWS for a node of this machine, which it then drains."""
+    lost_at = datetime.fromtimestamp(time.time() + seconds, UTC)
+    notice = json.dumps({"action": "terminate", "time": lost_at.isoformat(timespec="seconds")}).encode()
+
+    class Metadata(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"token" if self.command == "PUT" else notice)
+
+        do_GET = do_PUT = answer
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        command = [sys.executable, "-m", "jobs.drain_on_notice", "--cloud", "aws", "--metadata", address]
+        watcher = subprocess.run(
+            [*command, "--node-id", node_id], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        server.shutdown()
+    assert watcher.returncode == 0, watcher.stdout + watcher.stderr
+
+
 def run_and_kill_node(
     study: Folder,
     work: Callable[[], Any],
@@ -110,7 +141,7 @@ def run_and_kill_node(
     actors = live_actors(actor)
     (lost, *_) = [node for node in nodes if node.node_id in {live.node_id for live in actors}]
     if after_notice:
-        send_preemption_notice(cluster.address, lost.node_id, TIMEOUT_S)  # the test decides when the node is killed
+        announce_reclaim(lost.node_id, TIMEOUT_S)  # the test decides when the node is killed
         wait_for(lambda: future.done() or after_notice())
         assert not future.done(), future.exception() or "the work ended before the node was killed"
     at_loss()

@@ -123,6 +123,18 @@ def test_cluster_requires_a_token() -> None:
     assert RAY_CLUSTER["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 
+def test_workers_drain_their_node_when_it_is_reclaimed() -> None:
+    (command,) = [command for command in CLUSTER["worker_start_ray_commands"] if "drain_on_notice" in command]
+    environ, *words = shlex.split(command)
+    assert environ == "RAY_AUTH_MODE=token"
+    script, *flags = words[words.index("python") + 1 : words.index(">")]
+    source = CLUSTER["file_mounts"][script.replace("~", "/home/ray")]
+    assert flags == ["--cloud", "aws"]
+    assert words[-1] == "&", "the command must not block"
+    help_text = subprocess.run([sys.executable, ROOT / source, "--help"], capture_output=True, text=True, check=True)
+    assert "--cloud {aws" in help_text.stdout
+
+
 def test_versions_equal_the_tested_ones() -> None:
     assert CLUSTER["docker"]["image"] == IMAGE
     assert RAY_CLUSTER["spec"]["rayVersion"] == PINS["ray"]
