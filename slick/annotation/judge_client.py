@@ -7,6 +7,7 @@ completion) is retried with exponential backoff. After a reply that names no out
 import http.client
 import json
 import os
+import re
 import ssl
 import threading
 import time
@@ -30,6 +31,7 @@ MAX_REPLY_CHARS = 1000
 """Characters of a reply that are stored."""
 _MAX_RESPONSE_BYTES = 1 << 22
 _MAX_ERROR_CHARS = 300
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _FIRST_PAUSE_S = 1.0
 _MAX_PAUSE_S = 60.0
 """Longest pause before a request is repeated. A server that demands a longer one ends the step."""
@@ -80,6 +82,11 @@ class JudgeConfig:
             raise SettingsError(
                 "--judge.url and --judge.served-model belong together: the base URL of an OpenAI-compatible server and "
                 f"the name of its model; got {self.url!r} and {self.served_model!r}"
+            )
+        if not _VARIABLE.fullmatch(self.api_key_env):
+            raise SettingsError(
+                "--judge.api-key-env expects the name of an environment variable, such as OPENAI_API_KEY, which holds "
+                "the key; what was given is no such name, and is not repeated because it may be the key itself"
             )
         if self.url:
             check_uri(self.url, "--judge.url")

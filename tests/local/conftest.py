@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -32,13 +34,61 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+SECRETS = {
+    name: f"not-to-be-seen-{name.lower()}"
+    for name in (
+        *("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+        *("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AZURE_STORAGE_KEY"),
+    )
+}
+"""Environment variables with secrets."""
+
+
+@dataclass(frozen=True)
+class InterruptedStudy:
     """A smoke study that was interrupted by Ctrl-C during its sweep, and resumed."""
-    out = tmp_path_factory.mktemp("study") / "smoke"
+
+    out: Path
+    command_lines: str
+    """Of all processes of the study, when a training had finished."""
+    output: str
+    """Of both commands."""
+    ray_folder: Path
+    """The folder of Ray's logs, of both commands."""
+
+
+def command_lines_of_session(session: int) -> str:
+    """The command lines of all processes of a session."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(path.name)) == session:
+                lines.append((path / "cmdline").read_text(errors="replace").replace("\0", " "))
+        except OSError:
+            continue  # it has ended
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="session")
+def study(interrupted_study: InterruptedStudy) -> Path:
+    """A smoke study that was interrupted by Ctrl-C during its sweep, and resumed."""
+    return interrupted_study.out
+
+
+@pytest.fixture(scope="session")
+def interrupted_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InterruptedStudy]:
+    """A smoke study with secrets in its environment. Ray's folder has a short path, for sockets."""
+    with tempfile.TemporaryDirectory(prefix="slick-") as ray_folder:
+        yield interrupt_and_resume(tmp_path_factory.mktemp("study") / "smoke", Path(ray_folder))
+
+
+def interrupt_and_resume(out: Path, ray_folder: Path) -> InterruptedStudy:
+    """Run, interrupt and finish a study."""
+    environ = {**SECRETS, "RAY_TMPDIR": str(ray_folder)}
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", "study", "smoke", "--out", str(out)],
         cwd=ROOT,
+        env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -48,6 +98,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lambda: process.poll() is not None or list(out.glob("runs/*/manifest.json")), lambda: "no training finished"
     )
     assert process.poll() is None, process.communicate()[0]
+    command_lines = command_lines_of_session(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     text = process.communicate(timeout=TIMEOUT_S)[0]
     assert process.returncode == 130, text
@@ -55,12 +106,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/manifest.json")}
     kept = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
-    result = run_slick("study", "smoke", "--out", str(out))
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = run_slick("study", "smoke", "--out", str(out), **environ)
+    output = text + result.stdout + result.stderr
+    assert result.returncode == 0, output
     assert (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns == kept
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written, f"{path} was trained again"
-    return out
+    return InterruptedStudy(out, command_lines, output, ray_folder)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.local.cli import ROOT, run_slick
+from tests.local.conftest import SECRETS, InterruptedStudy
 from tests.waiting import TIMEOUT_S, wait_for
 
 
@@ -23,6 +24,22 @@ def test_interrupted_study_resumes_and_writes_a_report(study: Path) -> None:
     for row in outcomes.values():
         assert row["why"]
         assert (row["own"] is None) <= (row["holds"] is None), "an outcome without a value must not be judged"
+
+
+def test_no_secret_of_the_environment_is_stored_logged_or_in_a_command_line(
+    interrupted_study: InterruptedStudy,
+) -> None:
+    assert "raylet" in interrupted_study.command_lines
+    assert "ray::" in interrupted_study.command_lines, "the workers"
+    files = [
+        path for folder in (interrupted_study.out, interrupted_study.ray_folder) for path in sorted(folder.rglob("*"))
+    ]
+    contents = {path: path.read_bytes() for path in files if path.is_file() and not path.is_symlink()}
+    assert {"manifest.json", "started.json", "study.json", "raylet.out"} <= {path.name for path in contents}
+    for name, secret in SECRETS.items():
+        assert secret not in interrupted_study.output, name
+        assert secret not in interrupted_study.command_lines, name
+        assert [path for path, content in contents.items() if secret.encode() in content] == [], name
 
 
 def test_folders_have_the_documented_files_and_columns(study: Path) -> None:

@@ -489,6 +489,7 @@ def test_newlines_in_texts_are_escaped_in_the_prompt() -> None:
         (lambda: JudgeConfig(url="http://h:x/v1", served_model="s"), "expects a URL such as"),
         (lambda: JudgeConfig(url="https://user:sk-1@h/v1", served_model="s"), "may be a secret"),
         (lambda: JudgeConfig(url="https://h/v1?api_key=sk-1", served_model="s"), "may be a secret"),
+        (lambda: JudgeConfig(api_key_env="sk-1"), "expects the name of an environment variable"),
         (lambda: JudgeConfig(model="m", max_unparsable_share=5), "max_unparsable_share is a share"),
     ],
 )
