@@ -47,7 +47,7 @@ audit: $(READY)
 UV ?= uv
 lock: $(READY)
 	$(PIP) freeze --exclude-editable | sed -e '/ @ /d' -e 's/+cpu$$//' > $(VENV)/versions.txt
-	$(UV) pip compile --quiet --no-config --extra cluster --generate-hashes constraints.txt \
+	$(UV) pip compile --quiet --no-config --extra cluster --generate-hashes --constraint constraints.txt \
 		--constraint $(VENV)/versions.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 

@@ -186,7 +186,7 @@ def test_lock_is_valid_for_the_required_versions() -> None:
         assert requirement.specifier.contains(locked[requirement.name.lower()]["version"]), str(requirement)
 
 
-def test_accepted_findings_of_the_audit_name_a_pin_and_a_reason(tmp_path: Path) -> None:
+def test_audit_and_lock_use_the_pins_and_accepted_findings_have_a_reason(tmp_path: Path) -> None:
     """`make audit` ignores the ids of the lines `# accepted: ID reason`, which precede the pin."""
     text = (ROOT / "constraints.txt").read_text()
     for match in re.finditer(r"^# accepted:(.*)$\n(.*)", text, re.MULTILINE):
@@ -200,6 +200,9 @@ def test_accepted_findings_of_the_audit_name_a_pin_and_a_reason(tmp_path: Path) 
     assert len(audits) == 2
     assert all("--ignore-vuln GHSA-1-2 " in command and command.count("--ignore-vuln") == 1 for command in audits)
     assert [command.split()[-1] for command in audits] == ["requirements.lock", "constraints.txt"]
+    lock = subprocess.check_output(["make", "--dry-run", "lock"], cwd=tmp_path, text=True)
+    assert "--extra cluster --generate-hashes --constraint constraints.txt" in " ".join(lock.replace("\\", "").split())
+    assert "--output-file requirements.lock" in lock
 
 
 def test_commands_in_the_files_are_valid() -> None:

@@ -7,14 +7,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from jobs import status
-from slick.annotation import AnnotateConfig
+from slick.annotation import AnnotateConfig, RescoreConfig, rescore
 from slick.annotation.wording import WordingConfig
 from slick.datasets import QuestionsConfig, read_questions
 from slick.datasets.relations import load_relations
 from slick.errors import StudyError
+from slick.prompts import draw_exemplar_sets
 from slick.report import ReportConfig, make_report
 from slick.report.loading import load_study
 from slick.report.sections.wording import load_wording
@@ -24,7 +26,7 @@ from slick.stored_files import convert
 from slick.study import Manifest, fingerprint, require_manifest
 from slick.study_files import read_knowledge, read_points
 from slick.types import Category
-from slick.variants import VariantsConfig, read_variant
+from slick.variants import VariantsConfig, draw_variants, read_variant
 from slick.world.config import RECIPE, WorldConfig
 from tests.stored.interrupt import RUN_ID, STORED_STATES, unpack
 from tuning.config import TrainConfig
@@ -32,6 +34,7 @@ from tuning.data import read_rows
 from tuning.grid import SweepConfig
 from tuning.runs import plan_runs, read_curve, run_folder
 from tuning.state import find_states
+from tuning.sweep import points_table
 
 STORED = sorted((Path(__file__).parents[1] / "stored").glob("study-*.zip"))
 STEPS = ("world", "questions", "annotate", "variants", "sweep", "wording")
@@ -103,6 +106,41 @@ def test_fingerprints_of_finished_steps_are_those_of_this_version(study: Folder)
         config = settings_of(manifests[name], kinds.get(name, TrainConfig))
         expected[name] = fingerprint(manifests[name].inputs, config.identity())
     assert expected == {name: manifest.fingerprint for name, manifest in manifests.items()}
+
+
+def test_labels_of_stored_answers_do_not_depend_on_files_and_version(study: Folder) -> None:
+    before, folder = read_knowledge(study), study.child("annotate", "generations")
+    names = folder.names(".parquet")
+    rows = pa.concat_tables([folder.read_table(name) for name in names])
+    for name in names:
+        folder.delete(name)
+    folder.write_table("part-000000.parquet", rows.take(list(range(rows.num_rows))[::-1]))
+    rescore(study, RescoreConfig())
+    assert read_knowledge(study).equals(before)
+
+
+def test_exemplars_variants_and_points_are_drawn_again_without_a_difference(study: Folder) -> None:
+    annotation = settings_of(require_manifest(study.child("annotate"), "annotate"), AnnotateConfig)
+    dev: dict[str, list[str]] = {}
+    for row in read_questions(study).to_pylist():
+        if row["split"] == "dev":
+            dev.setdefault(row["relation"], []).insert(0, row["question_id"])
+    drawn = draw_exemplar_sets(
+        dev, num_sets=annotation.num_exemplar_sets, num_shots=annotation.num_shots, seed=annotation.seed
+    )
+    stored = study.child("annotate").read_json("exemplars.json")
+    assert drawn == stored
+
+    variants = study.child("variants")
+    before = {name: variants.read_table(name) for name in variants.names(".parquet")}
+    config = settings_of(require_manifest(variants, "variants"), VariantsConfig)
+    variants.delete()
+    draw_variants(study, config)
+    assert {name: variants.read_table(name) for name in variants.names(".parquet")} == before
+
+    config = settings_of(require_manifest(study.child("sweep"), "sweep"), SweepConfig)
+    points = points_table(study, config.grid, config.train, shared=not config.independent_reason)
+    assert points.to_pylist() == read_points(study)
 
 
 def test_report_and_status_of_a_stored_study(study: Folder, capsys: pytest.CaptureFixture[str]) -> None:
