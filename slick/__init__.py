@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test compares them with `_MODULES`
     from slick.annotation import AnnotateConfig, RescoreConfig, read_generations, read_p_true
-    from slick.annotation.labels import rescore
+    from slick.annotation.rescoring import rescore
     from slick.annotation.step import annotate
     from slick.annotation.wording import WordingConfig
     from slick.curation.config import CurateConfig

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar, Union, cast
@@ -327,10 +327,11 @@ class Folder:
             # Arrow's threads, also those that prefetch, sometimes abort a short program if they run when it exits.
             return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:  # OSError: a page cannot be decompressed
-            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-            raise StudyError(
-                f"{self}/{name} is not a complete Parquet file ({reason}); delete it and run the step again"
-            ) from error
+            raise self._incomplete(name, error) from error
+
+    def _incomplete(self, name: str, error: Exception) -> StudyError:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        return StudyError(f"{self}/{name} is not a complete Parquet file ({reason}); delete it and run the step again")
 
     def _check_columns(self, name: str, expected: Sequence[str], present: Sequence[str]) -> None:
         wrong = [column for column in expected if present.count(column) != 1]
@@ -348,11 +349,33 @@ class Folder:
         pq.write_table(table, sink, compression="zstd")
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
+    def write_table_parts(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        """Write a Parquet file, compressed with zstd, of which one part at a time is in memory."""
+        with self.open_output(name) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+
     def num_rows(self, name: str) -> int:
         """Rows of a Parquet file; reads only its footer."""
+        return int(self.read_parquet(name, lambda file: file.metadata.num_rows))
+
+    def read_parquet(self, name: str, read: Callable[[pq.ParquetFile], Result]) -> Result:
+        """The result of `read`, which reads some row groups of a Parquet file; it may be called again.
+
+        Raises:
+            StudyError: the file does not exist, or it or what `read` reads of it is not complete.
+        """
         filesystem, path = self._open()
-        with file_errors(f"{self}/{name}", "read"):
-            return int(self._retry(lambda: pq.read_metadata(f"{path}/{name}", filesystem=filesystem)).num_rows)
+
+        def open_and_read() -> Result:
+            with filesystem.open_input_file(f"{path}/{name}") as source:
+                return read(pq.ParquetFile(source, pre_buffer=False))
+
+        try:
+            with file_errors(f"{self}/{name}", "read"):
+                return self._retry(open_and_read)
+        except pa.ArrowException as error:
+            raise self._incomplete(name, error) from error
 
     def read_tables(self, prefix: str = "part-", columns: list[str] | None = None) -> pa.Table:
         """All `prefix*.parquet` files of the folder as one table, in the order of their names.

@@ -340,14 +340,28 @@ def read_validated_parts(
     names = [name for name in folder.names(".parquet") if name.startswith(prefix)]
     if not names:
         raise StudyError(f"{folder} holds no {prefix}*.parquet; run `slick {spec.step}` with this --out first")
-    tables = [read_validated_table(folder, name, spec, columns) for name in names]
-    union: set[str] = set().union(*(table.column_names for table in tables))
-    if incomplete := [name for name, table in zip(names, tables, strict=True) if set(table.column_names) != union]:
+    tables = {name: read_validated_table(folder, name, spec, columns) for name in names}
+    check_same_columns(folder, {name: set(table.column_names) for name, table in tables.items()}, spec)
+    return pa.concat_tables(tables.values())
+
+
+def check_same_columns(folder: Folder, columns: Mapping[str, set[str]], spec: TableSpec) -> None:
+    """Refuse files of one folder that differ in their optional columns.
+
+    Args:
+        folder: the folder of the files.
+        columns: file name -> its columns.
+        spec: the schema, for the message.
+
+    Raises:
+        StudyError: they differ.
+    """
+    union: set[str] = set().union(*columns.values())
+    if incomplete := [name for name, present in columns.items() if present != union]:
         raise StudyError(
             f"{folder}/{incomplete[0]} lacks a column that other files of that folder have, of "
             f"{', '.join(sorted(union))}; {spec.hint}"
         )
-    return pa.concat_tables(tables)
 
 
 def _cast_column(where: str, name: str, column: pa.ChunkedArray, spec: TableSpec) -> pa.ChunkedArray:

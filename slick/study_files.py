@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from slick.errors import StudyError
 from slick.storage import Folder, FolderLike, as_folder
@@ -486,12 +485,11 @@ def read_part_metadata(folder: Folder, name: str, keys: Sequence[bytes]) -> Iter
     Raises:
         StudyError: the file is damaged, or an entry is not a JSON object.
     """
-    data = folder.read_bytes(name)
+    metadata = folder.read_parquet(name, lambda file: file.schema_arrow.metadata or {})
     for key in keys:
         try:
-            metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
             yield convert(parse_json(metadata.get(key, b"{}")), dict[str, Any])
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except ValueError as error:
             raise StudyError(
                 f"{folder}/{name} has invalid metadata ({str(error).splitlines()[0]}); delete it and run `slick "
                 "annotate` again, which repeats its questions"

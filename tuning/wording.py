@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from slick.annotation.answering import annotate_tables
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
 from slick.annotation.set_aside import (
@@ -22,7 +23,7 @@ from slick.annotation.set_aside import (
 )
 from slick.annotation.store import total_cost
 from slick.annotation.wording import WORDING, WordingConfig, label_reworded, read_templates
-from slick.annotation.worker import AnswerSetSpec, WorkerConfig, annotate_missing
+from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.datasets import read_questions
 from slick.datasets.rewordings import reword_questions
 from slick.errors import StudyError
@@ -109,7 +110,7 @@ def _ask_run(study: Folder, run_id: str) -> None:
         worker_config = _worker_config(folder, rows, table, config, checkpoint)
         set_aside = set_questions_aside({ANSWERS: table}, worker_config)
         check_set_aside_share(set_aside[ANSWERS], table.num_rows, config.max_set_aside_share, folder, ANSWERS)
-        annotate_missing(
+        annotate_tables(
             f"second wording, {run_id}",
             {ANSWERS: table},
             worker_config,

@@ -15,6 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from slick.annotation.answering import annotate_tables
 from slick.annotation.candidates import (
     CANDIDATE_KEY,
     DISTRACTOR_NEIGHBORS,
@@ -31,7 +32,7 @@ from slick.annotation.set_aside import (
     write_set_aside,
 )
 from slick.annotation.store import total_cost
-from slick.annotation.worker import AnswerSetSpec, WorkerConfig, annotate_missing
+from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.errors import StudyError
 from slick.inference.base import PACKED_ENGINE, PromptStyle, SamplingConfig
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
@@ -101,7 +102,7 @@ def score_candidates(
         store: table.filter(pc.invert(pc.is_in(table["ranked_question"], value_set=ids)))
         for store, table in tables.items()
     }
-    annotate_missing(
+    annotate_tables(
         "hidden",
         tables,
         worker_config,

@@ -6,17 +6,19 @@ Grades are written to files every few seconds, so an interrupted run loses littl
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
+from slick.annotation.answering import write_table_plan
 from slick.annotation.judge_client import Grade, JudgeClient, JudgeConfig
+from slick.annotation.plan import make_units, temporary_files
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
 from slick.annotation.rubrics import ANSWER_RUBRIC, Rubric
 from slick.annotation.set_aside import find_too_long, max_prompt_tokens, token_counter
-from slick.annotation.store import UNIT_SCHEMA
 from slick.annotation.worker import GPU_BATCH_FACTOR, AnswerSetSpec, WorkerConfig, run_worker_pool, with_engine
 from slick.errors import EngineError, ModelError
 from slick.formatting import ProgressReporter, format_percent
@@ -195,27 +197,23 @@ def grade_by_model(
     if not kept.num_rows:
         return
     first = _next_part(stored)
+    with temporary_files(folder):
 
-    def units(on_gpu: bool, *_: int) -> list[pa.Table]:
-        size = config.batch_questions * config.batches_per_file * (GPU_BATCH_FACTOR if on_gpu else 1)
-        parts = [kept.slice(start, size) for start in range(0, kept.num_rows, size)]
-        return [_make_unit(first + number, part) for number, part in enumerate(parts)]
+        def units(on_gpu: bool, *_: int) -> Iterator[dict[str, Any]]:
+            size = config.batch_questions * config.batches_per_file * (GPU_BATCH_FACTOR if on_gpu else 1)
+            nothing = kept.slice(0, 0)
+            plan = replace(write_table_plan(folder, JUDGE_FOLDER, kept, size, nothing), first=first)
+            return make_units({JUDGE_FOLDER: [plan]}, max_batches=1, num_actors=1, num_turns=1)
 
-    for row in run_worker_pool(
-        units,
-        worker_config,
-        min_actors=config.min_actors,
-        max_actors=config.max_actors,
-        gpus_per_actor=None if config.gpus_per_actor is None else min(1.0, config.gpus_per_actor),
-        cpus_per_actor=config.cpus_per_actor,
-    ):
-        progress.add(row["questions"])
-
-
-def _make_unit(number: int, part: pa.Table) -> pa.Table:
-    row = {name: part[name].to_pylist() for name in ("question_id", SUFFIX, "answers")}
-    row |= {"store": JUDGE_FOLDER, "first_batch": number, "relation": _RELATION, PROMPT_GROUP: _RELATION}
-    return pa.Table.from_pylist([row], schema=UNIT_SCHEMA)
+        for row in run_worker_pool(
+            units,
+            worker_config,
+            min_actors=config.min_actors,
+            max_actors=config.max_actors,
+            gpus_per_actor=None if config.gpus_per_actor is None else min(1.0, config.gpus_per_actor),
+            cpus_per_actor=config.cpus_per_actor,
+        ):
+            progress.add(row["questions"])
 
 
 def _local_judge(

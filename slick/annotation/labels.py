@@ -1,53 +1,66 @@
-"""Labels from stored answers: the knowledge table, checks of its labels, and rescoring. No Ray.
+"""Labels from stored answers: the knowledge table and checks of its labels. No Ray, except in large studies.
 
-The checks annotate some questions a second time, and some about subjects that do not exist. Rescoring makes new labels
-from the stored answers, with another matcher or fewer exemplar sets or samples.
+Part files of answers are summarized in chunks, then labelled by relation. Of large studies, both are done by tasks that
+write their results to temporary files, so that the driver holds only counts.
+
+The checks annotate some questions a second time, and some about subjects that do not exist.
 """
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, check_judge, main_store
-from slick.annotation.judge import grade_answers, judge_agreement, judge_fingerprint, read_judgements
-from slick.annotation.judge_client import JudgeConfig
+from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_store
+from slick.annotation.controls import CONTROL_PREFIX, find_names, invent_subjects
+from slick.annotation.judge import grade_answers, judge_fingerprint
+from slick.annotation.knowledge import (
+    SampleCounts,
+    add_rare_knowledge,
+    category_flips,
+    category_pairs,
+    count_categories,
+    label_questions,
+)
+from slick.annotation.plan import temporary_files
+from slick.annotation.selection import (
+    Selection,
+    concat_by_store,
+    has_repeats,
+    is_large,
+    labelled_questions,
+    questions_by_store,
+)
 from slick.annotation.set_aside import (
     check_undecided_share,
     count_set_aside_by_store,
     drop_questions,
     find_undecided,
-    labelled_questions,
     read_set_aside,
     write_undecided,
 )
-from slick.annotation.store import read_parts, sample_by_hash, select_questions, total_cost
-from slick.annotation.uncertainty import Scoring, collect_evidence, fit_beta, posterior_hit_probability
-from slick.datasets import read_questions
-from slick.errors import EngineError, SettingsError, StudyError
+from slick.annotation.store import COST_FIELDS, part_cost_and_runtime
+from slick.annotation.tasks import run_tasks
+from slick.annotation.uncertainty import EVIDENCE_SCHEMA, Scoring, collect_evidence
+from slick.datasets.by_relation import StoredRelation, read_relation
+from slick.errors import EngineError
 from slick.formatting import format_percent
-from slick.locks import exclusive_lock
-from slick.matching import JUDGE, MATCHERS, nfc
-from slick.rng import derive_seed
-from slick.settings import check_settings, setting
-from slick.storage import Folder, FolderLike, as_folder
-from slick.stored_files import MismatchError, convert
-from slick.study import MANIFEST, STARTED, Manifest, complete_step, fingerprint, read_start_record, require_manifest
-from slick.study_files import KNOWLEDGE_SCHEMA, read_exemplars
-from slick.types import Category, categories, clopper_pearson_upper
-from slick.world.facts import NameGenerator, subject_kind
-
-if TYPE_CHECKING:
-    from slick.report.statistics.agreement import GradedAnswer
+from slick.matching import JUDGE
+from slick.precision import merge_runtimes
+from slick.storage import Folder
+from slick.study import MANIFEST
+from slick.study_files import KNOWLEDGE_SCHEMA, read_answer_part
+from slick.types import Category
 
 _LOG = logging.getLogger(__name__)
+
+_QUESTIONS_PER_CHUNK = 20_000
+"""Answers to about this many questions are summarized at a time."""
 
 
 def judge_inputs(config: AnnotateConfig) -> dict[str, str]:
@@ -59,53 +72,130 @@ def judge_inputs(config: AnnotateConfig) -> dict[str, str]:
     return {JUDGE: judge_fingerprint(config.judge)} if config.matcher == JUDGE else {}
 
 
-def control_questions(questions: pa.Table, per_relation: int, seed: int) -> pa.Table:
-    """Questions of each relation with an invented subject and unchanged gold answers.
-
-    A correct answer to one of them is a guess. Questions without their subject in the text are not used.
-    """
-    names = NameGenerator(derive_seed(seed, "controls"))
-    all_text = " ".join(questions["question"].to_pylist())
-    has_subject = [
-        bool(subject) and nfc(subject) in nfc(question)
-        for subject, question in zip(questions["subject"].to_pylist(), questions["question"].to_pylist(), strict=True)
-    ]
-    usable = questions.filter(pa.array(has_subject, pa.bool_()))
-    rows = sample_by_hash(usable, per_relation, ("relation",)).to_pylist()
-    for row in rows:
-        name = names.draw(subject_kind(row["relation"]))
-        while name in all_text:
-            name = names.draw(subject_kind(row["relation"]))
-        row["question"] = nfc(row["question"]).replace(nfc(row["subject"]), name)
-        row["subject"] = name
-        row["question_id"] = f"control-{row['question_id']}"
-    return pa.Table.from_pylist(rows, schema=questions.schema)
+StoredTable: TypeAlias = "pa.Table | tuple[str, str]"
+"""A table, or the folder and the name of its temporary file."""
 
 
-def category_flips(first: pa.Table, again: pa.Table) -> dict[str, Any]:
-    """Number of questions with another category in the second knowledge table, by their category in the first."""
-    categories = dict(zip(first["question_id"].to_pylist(), first["category"].to_pylist(), strict=True))
-    pairs = Counter(
-        (categories[question_id], category)
-        for question_id, category in zip(again["question_id"].to_pylist(), again["category"].to_pylist(), strict=True)
-    )
-    flipped = sum(num for (before, after), num in pairs.items() if before != after)
-    return {
-        "questions": again.num_rows,
-        "flipped": flipped,
-        "flip_rate": round(flipped / again.num_rows, 4),
-        "from_to": {
-            str(before): {str(after): pairs[str(before), str(after)] for after in Category} for before in Category
-        },
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelJob:
+    """What the labels of all relations have in common."""
+
+    selection: Selection
+    config: AnnotateConfig
+    scoring: Scoring
+    rematch: bool
+    """Match the stored texts again, because the matcher is another one than that of the stored hits."""
+    set_aside: dict[str, pa.Table]
+    """By store, as `SET_ASIDE_SCHEMA`."""
+    temporary: Folder | None
+    """For tables between tasks; None to keep them in memory."""
+
+    @property
+    def folder(self) -> Folder:
+        """annotate/ of the study."""
+        return self.selection.study.child("annotate")
+
+    def stores(self) -> list[str]:
+        """The stores of answers, that of the labels first."""
+        return [
+            main_store(self.config),
+            *([REPEATS] if has_repeats(self.config) else []),
+            *([CONTROLS] if self.config.controls_per_relation else []),
+        ]
+
+    def keep(self, folder: str, name: str, table: pa.Table) -> StoredTable:
+        """Keep a table for another task, in a file if there is a folder for them."""
+        if self.temporary is None:
+            return table
+        self.temporary.child(folder).write_table(name, table)
+        return (folder, name)
+
+    def load(self, stored: StoredTable) -> pa.Table:
+        """A table that `keep` has kept."""
+        if isinstance(stored, pa.Table):
+            return stored
+        assert self.temporary is not None
+        return self.temporary.child(stored[0]).read_table(stored[1])
+
+
+@dataclass(slots=True, kw_only=True)
+class AnswerSummary:
+    """Summary of some or all part files of a store."""
+
+    rows: dict[str, list[StoredTable]] = field(default_factory=dict)
+    """Relation -> tables of `EVIDENCE_SCHEMA`."""
+    curve: dict[tuple[int, int], Counter[str]] = field(default_factory=dict)
+    """Exemplar sets and samples -> questions by category; see `Evidence.convergence_curve`."""
+    is_complete: bool = True
+    """Whether all samples were generated."""
+    undecided: list[str] = field(default_factory=list)
+    cost: Counter[str] = field(default_factory=Counter)
+    runtimes: list[dict[str, str]] = field(default_factory=list)
+
+    def merge(self, other: "AnswerSummary") -> None:
+        """Add the summary of further files."""
+        for relation, tables in other.rows.items():
+            self.rows.setdefault(relation, []).extend(tables)
+        for place, counts in other.curve.items():
+            self.curve.setdefault(place, Counter()).update(counts)
+        self.is_complete = self.is_complete and other.is_complete
+        self.undecided += other.undecided
+        self.cost.update(other.cost)
+        self.runtimes += [runtime for runtime in other.runtimes if runtime not in self.runtimes]
+
+    def convergence_curve(self) -> list[dict[str, Any]]:
+        """As in `Evidence`."""
+        names = [str(category) for category in Category]
+        return [
+            {"exemplar_sets": sets, "samples": samples, "categories": {name: counts[name] for name in names}}
+            for (sets, samples), counts in (self.curve.items() if self.is_complete else ())
+        ]
+
+
+@dataclass(slots=True, kw_only=True)
+class LabelSummary:
+    """The labels of some or all relations, in counts."""
+
+    tables: list[StoredTable] = field(default_factory=list)
+    """The knowledge tables, without `chance_known` of Unknown questions."""
+    num_questions: Counter[str] = field(default_factory=Counter)
+    """Store -> questions with a label."""
+    num_answered: int = 0
+    """Questions of the main store, also those without a label because they are undecided."""
+    categories: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    """Relation -> split -> category -> number."""
+    answers: dict[str, Counter[str]] = field(default_factory=dict)
+    """Category -> numbers of questions and answers."""
+    samples: SampleCounts = field(default_factory=SampleCounts)
+    repeated: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Categories of the first and the second time -> number."""
+    controls: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    undecided: dict[str, pa.Table] = field(default_factory=dict)
+    """Store -> `SET_ASIDE_SCHEMA`."""
+
+    def merge(self, other: "LabelSummary") -> None:
+        """Add the labels of further relations."""
+        self.tables += other.tables
+        self.num_questions.update(other.num_questions)
+        self.num_answered += other.num_answered
+        self.categories |= other.categories
+        for category, numbers in other.answers.items():
+            self.answers.setdefault(category, Counter()).update(numbers)
+        self.samples.merge(other.samples)
+        self.repeated.update(other.repeated)
+        self.controls |= other.controls
+        for store, table in other.undecided.items():
+            self.undecided[store] = pa.concat_tables(
+                [*([self.undecided[store]] if store in self.undecided else []), table]
+            )
 
 
 def label(
-    study: Folder,
-    questions: pa.Table,
+    selection: Selection,
     config: AnnotateConfig,
     scoring: Scoring | None = None,
     *,
+    rematch: bool = False,
     judge: str = "",
 ) -> dict[str, Any]:
     """Write knowledge.parquet and confidence.json from the stored answers; returns counts for the manifest.
@@ -113,87 +203,217 @@ def label(
     A manifest of other labels is deleted right before.
 
     Args:
-        study: its folder.
-        questions: all selected questions; those that are set aside get no label.
+        selection: the selected questions; those that are set aside get no label.
         config: how the answers were generated.
         scoring: how they are scored; None for the settings in `config`.
+        rematch: match the stored texts again.
         judge: the result of `judge_fingerprint`, with the matcher `judge`.
 
     Raises:
         EngineError: answers are missing, or the judge fails. Labels and manifest are unchanged.
     """
-    folder = study.child("annotate")
-    main = main_store(config)
-    tables = questions_by_store(labelled_questions(folder, questions), config)
-    set_aside = {store: read_set_aside(folder, store) for store in tables}
-    kept = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
-    tables = {store: table for store, table in kept.items() if table.num_rows}
+    folder = selection.study.child("annotate")
     if scoring is None:
         scoring = Scoring(
             matcher=config.matcher,
             num_exemplar_sets=config.num_exemplar_sets,
             num_samples=config.sampling.num_samples,
         )
+    job = LabelJob(selection=selection, config=config, scoring=scoring, rematch=rematch, set_aside={}, temporary=None)
+    job.set_aside.update({store: read_set_aside(folder, store) for store in job.stores()})
+    relations = selection.relations()
     judge_counts: dict[str, Any] = {}
+    large = is_large(relations)
     if config.matcher == JUDGE:
-        judgements, judge_counts = grade_answers(folder, tables, config, judge)
-        scoring = replace(scoring, judged=judgements.matcher)
-    evidence = {store: collect_evidence(read_parts(folder.child(store)), scoring) for store in tables}
-    undecided = {store: find_undecided(table, evidence[store].undecided) for store, table in tables.items()}
-    check_undecided_share(undecided[main], tables[main].num_rows, config.judge, folder)
-    is_judged = scoring.judged is not None
-    labels = {
-        store: knowledge_table(drop_questions(table, undecided[store]), evidence[store].rows, is_judged=is_judged)
-        for store, table in tables.items()
-    }
-    confidence = _confidence(labels, main, evidence[main].convergence_curve)
-    folder.delete(MANIFEST)  # until it is replaced, `slick annotate` would restore the original labels
-    write_undecided(folder, undecided)
-    folder.write_table("knowledge.parquet", labels[main])
-    folder.write_json("confidence.json", confidence)
+        large = False  # all grades are in memory
+        judgements, judge_counts = grade_answers(folder, _texts_by_store(job, relations), config, judge)
+        job = replace(job, scoring=replace(scoring, judged=judgements.matcher))
+    with temporary_files(folder) as temporary:
+        job = replace(job, temporary=temporary if large else None)
+        answers = {store: _summarize(job, store, relations, parallel=large) for store in job.stores()}
+        labels = LabelSummary()
+        items = [
+            (number, relation, {store: summary.rows.pop(relation.relation, []) for store, summary in answers.items()})
+            for number, relation in enumerate(relations)
+        ]
+        _check_relations(answers)
+        undecided = {store: summary.undecided for store, summary in answers.items()}
+        for part in run_tasks(partial(_label_relation, job, undecided), items, parallel=large):
+            labels.merge(part)
+        main = main_store(config)
+        if main in labels.undecided:
+            check_undecided_share(labels.undecided[main], labels.num_answered, config.judge, folder)
+        confidence = _confidence(labels, answers[main].convergence_curve())
+        probability = labels.samples.rare_knowledge_probability()
+        folder.delete(MANIFEST)  # until it is replaced, `slick annotate` would restore the original labels
+        write_undecided(folder, labels.undecided)
+        tables = (add_rare_knowledge(job.load(table), probability) for table in labels.tables)
+        folder.write_table_parts("knowledge.parquet", KNOWLEDGE_SCHEMA, tables)
+        folder.write_json("confidence.json", confidence)
     without_label = {
-        store: pa.concat_tables([table, undecided[store]]) if store in undecided else table
-        for store, table in set_aside.items()
+        store: pa.concat_tables([table, labels.undecided[store]]) if store in labels.undecided else table
+        for store, table in job.set_aside.items()
     }
-    counts = _counts(folder, labels[main], config) | {"set_aside": count_set_aside_by_store(without_label)}
+    counts = _counts(labels, answers[main], config) | {"set_aside": count_set_aside_by_store(without_label)}
     if judge_counts:
         counts["judge"] = {"fingerprint": judge, "answers": judge_counts}
     _log_summary(counts, confidence, without_label[main].num_rows)
     return counts
 
 
-def _confidence(labels: Mapping[str, pa.Table], main: str, curve: list[dict[str, Any]]) -> dict[str, Any]:
+def _texts_by_store(job: LabelJob, relations: Sequence[StoredRelation]) -> dict[str, pa.Table]:
+    """The questions of each store with their texts, for the judge."""
+    tables = concat_by_store([_questions(job, relation, whole=True) for relation in relations])
+    if CONTROLS in tables:
+        texts = [job.selection.questions(relation)["question"] for relation in relations]
+
+        def find_used(names: Sequence[str]) -> set[str]:
+            return {name for column in texts for name in find_names(column, names)}
+
+        tables[CONTROLS] = invent_subjects(tables[CONTROLS], job.config.seed, find_used)
+    return {store: drop_questions(table, job.set_aside[store]) for store, table in tables.items()}
+
+
+def _questions(job: LabelJob, relation: StoredRelation, *, whole: bool) -> dict[str, pa.Table]:
+    """The questions of each store of a relation, of `whole` stores, or without those that are set aside."""
+    questions = labelled_questions(job.folder, job.selection.questions(relation))
+    tables = questions_by_store(questions, job.config)
+    return tables if whole else {store: drop_questions(table, job.set_aside[store]) for store, table in tables.items()}
+
+
+def _summarize(job: LabelJob, store: str, relations: Sequence[StoredRelation], *, parallel: bool) -> AnswerSummary:
+    """The summary of all part files of a store."""
+    names = job.folder.child(store).names(".parquet")
+    num_questions = sum(relation.num_questions for relation in relations)
+    size = max(1, len(names) * _QUESTIONS_PER_CHUNK // max(num_questions, 1))
+    by_name = {relation.relation: relation for relation in relations}
+    chunks = [(start, names[start : start + size]) for start in range(0, len(names), size)]
+    whole = AnswerSummary()
+    for chunk in run_tasks(partial(_summarize_parts, job, store, by_name), chunks, parallel=parallel):
+        whole.merge(chunk)
+    return whole
+
+
+def _summarize_parts(
+    job: LabelJob, store: str, relations: Mapping[str, StoredRelation], item: tuple[int, Sequence[str]]
+) -> AnswerSummary:
+    """The summary of some part files of a store."""
+    number, names = item
+    folder = job.folder.child(store)
+    summary = AnswerSummary()
+    rows: dict[str, list[pa.Table]] = {}
+    for name in names:
+        part = read_answer_part(folder, name)
+        for relation in part["relation"].unique().to_pylist():
+            of_relation = part.filter(pc.equal(part["relation"], relation))
+            scoring = job.scoring
+            if job.rematch:
+                scoring = replace(
+                    scoring, gold=_gold_answers(job.selection.study, relations.get(relation), of_relation)
+                )
+            evidence = collect_evidence(iter([of_relation]), scoring)
+            rows.setdefault(relation, []).append(evidence.rows)
+            summary.undecided += evidence.undecided
+            # Without all samples there is no curve, but an empty file, of undecided questions only, has none either.
+            is_complete = bool(evidence.convergence_curve) or not of_relation.num_rows
+            summary.merge(AnswerSummary(is_complete=is_complete, curve=_curve(evidence.convergence_curve)))
+        cost, runtime = part_cost_and_runtime(folder, name)
+        summary.merge(AnswerSummary(cost=Counter(cost), runtimes=[runtime]))
+    for index, (relation, tables) in enumerate(rows.items()):
+        name = f"{number:08d}-{index:04d}.parquet"
+        summary.rows[relation] = [job.keep(f"evidence-{store}", name, pa.concat_tables(tables))]
+    return summary
+
+
+def _curve(steps: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], Counter[str]]:
+    return {(step["exemplar_sets"], step["samples"]): Counter(step["categories"]) for step in steps}
+
+
+def _gold_answers(study: Folder, relation: StoredRelation | None, part: pa.Table) -> dict[str, list[str]]:
+    """The gold answers to the questions of a part file."""
+    ids = part["question_id"].to_pylist()
+    originals = {question_id.removeprefix(CONTROL_PREFIX): question_id for question_id in ids}
+    if relation is None:
+        return {}
+    questions = read_relation(study, relation, ["question_id", "answers"])
+    questions = questions.filter(
+        pc.is_in(questions["question_id"], value_set=pa.array([*originals, *ids], pa.string()))
+    )
+    answers = dict(zip(*(questions[name].to_pylist() for name in ("question_id", "answers")), strict=True))
+    return {
+        question_id: answers[question_id if question_id in answers else question_id.removeprefix(CONTROL_PREFIX)]
+        for question_id in ids
+    }
+
+
+def _check_relations(answers: Mapping[str, AnswerSummary]) -> None:
+    """Refuse answers to questions of relations that the study lacks; those of all others are taken out of `rows`."""
+    for store, summary in answers.items():
+        if summary.rows:
+            raise EngineError(
+                f"annotate/{store} holds answers to questions of relation {min(summary.rows)}, which the study lacks; "
+                "delete annotate/ and annotate again"
+            )
+
+
+def _label_relation(
+    job: LabelJob,
+    undecided_ids: Mapping[str, Sequence[str]],
+    item: tuple[int, StoredRelation, Mapping[str, Sequence[StoredTable]]],
+) -> LabelSummary:
+    """The labels of one relation."""
+    number, relation, stored = item
+    main, is_judged = main_store(job.config), job.scoring.judged is not None
+    summary = LabelSummary()
+    labels: dict[str, pa.Table] = {}
+    by_store = _questions(job, relation, whole=False)
+    for store in job.stores():
+        evidence = pa.concat_tables([EVIDENCE_SCHEMA.empty_table(), *(job.load(table) for table in stored[store])])
+        questions = by_store.get(store)
+        if questions is None:
+            if evidence.num_rows:
+                raise EngineError(
+                    f"annotate/{store} holds answers to {evidence.num_rows:,} questions of relation "
+                    f"{relation.relation}, expected none; delete annotate/ and annotate again"
+                )
+            continue
+        undecided = find_undecided(questions, undecided_ids[store])
+        if undecided.num_rows:
+            summary.undecided[store] = undecided
+        if store == main:
+            summary.num_answered = questions.num_rows
+        labels[store] = label_questions(drop_questions(questions, undecided), evidence)
+        summary.num_questions[store] = labels[store].num_rows
+    if main not in labels:
+        return summary
+    table = labels[main]
+    summary.tables.append(job.keep("labels", f"{number:06d}.parquet", table))
+    summary.categories = count_categories(table)
+    summary.answers = _answers_by_category(table)
+    summary.samples.add(table, is_judged=is_judged)
+    if REPEATS in labels:
+        again = labels[REPEATS]
+        again = again.filter(pc.is_in(again["question_id"], value_set=table["question_id"].combine_chunks()))
+        first = table.filter(pc.is_in(table["question_id"], value_set=again["question_id"].combine_chunks()))
+        summary.repeated = category_pairs(first, again)
+    if CONTROLS in labels:
+        summary.controls = count_categories(labels[CONTROLS])
+    return summary
+
+
+def _confidence(labels: LabelSummary, curve: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of confidence.json.
 
     Args:
-        labels: the knowledge table of each store.
-        main: the store of the labels.
-        curve: `Evidence.convergence_curve` of that store.
+        labels: of all relations.
+        curve: `Evidence.convergence_curve` of their store.
     """
     confidence: dict[str, Any] = {"settling": curve}
-    if REPEATS in labels:
-        has_label = pc.is_in(labels[REPEATS]["question_id"], value_set=labels[main]["question_id"].combine_chunks())
-        if (again := labels[REPEATS].filter(has_label)).num_rows:
-            confidence[REPEATS] = category_flips(labels[main], again)
-    if CONTROLS in labels and labels[CONTROLS].num_rows:
-        controls = labels[CONTROLS]
-        confidence[CONTROLS] = {"questions": controls.num_rows, "categories": count_categories(controls)}
+    if labels.repeated:
+        confidence[REPEATS] = category_flips(labels.repeated)
+    if num := labels.num_questions[CONTROLS]:
+        confidence[CONTROLS] = {"questions": num, "categories": labels.controls}
     return confidence
-
-
-def questions_by_store(questions: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
-    """The questions of each store; empty stores are omitted.
-
-    Args:
-        questions: the questions that get a label.
-        config: how many of them are repeated or serve as controls.
-    """
-    tables = {main_store(config): questions}
-    if config.repeats_per_relation and config.estimator == "sampled":
-        tables[REPEATS] = sample_by_hash(questions, config.repeats_per_relation, ("relation",))
-    if config.controls_per_relation:
-        tables[CONTROLS] = control_questions(questions, config.controls_per_relation, config.seed)
-    return {store: table for store, table in tables.items() if table.num_rows}
 
 
 def prefix_reuse_share(cost: Mapping[str, float]) -> float:
@@ -207,32 +427,44 @@ def format_category_shares(categories: Mapping[str, int]) -> str:
     return ", ".join(f"{category} {format_percent(categories.get(category, 0) / total)}" for category in Category)
 
 
-def _counts(folder: Folder, knowledge: pa.Table, config: AnnotateConfig) -> dict[str, Any]:
-    cost, runtime = total_cost(folder.child(main_store(config)))
+def _counts(labels: LabelSummary, answers: AnswerSummary, config: AnnotateConfig) -> dict[str, Any]:
+    cost = {name: answers.cost[name] for name in COST_FIELDS}
     return {
-        "questions": knowledge.num_rows,
+        "questions": labels.num_questions[main_store(config)],
         "limit_per_relation": config.limit_per_relation,
         "estimator": config.estimator if config.estimator == "sampled" else "gold: the first answer's text alone",
         **{name: int(value) for name, value in cost.items() if name not in ("prompts", "seconds")},
         "engine_seconds": round(cost["seconds"], 3),
-        **runtime,
+        **merge_runtimes(answers.runtimes),
         "prompt_tokens_reused": round(prefix_reuse_share(cost), 4),
-        "categories": count_categories(knowledge),
-        "draws_by_category": _answers_by_category(knowledge, config),
+        "categories": labels.categories,
+        "draws_by_category": _generated_answers(labels, config),
     }
 
 
-def _answers_by_category(knowledge: pa.Table, config: AnnotateConfig) -> dict[str, dict[str, float]]:
-    """Number of answers generated for each category, and the share of all possible answers that were not."""
-    max_answers = config.num_exemplar_sets * (1 + config.sampling.num_samples)
-    answers = {}
+def _answers_by_category(knowledge: pa.Table) -> dict[str, Counter[str]]:
+    """Category -> numbers of questions and answers."""
     sums = [("sampled_total", "sum"), ("greedy_total", "sum"), ("question_id", "count")]
-    for row in knowledge.group_by("category").aggregate(sums).to_pylist():
-        if config.estimator == "sampled":
-            num_answers = row["sampled_total_sum"] + row["greedy_total_sum"]
-            spared = round(1 - num_answers / (row["question_id_count"] * max_answers), 4)
-            answers[row["category"]] = {"made": num_answers, "spared": spared}
-    return answers
+    return {
+        row["category"]: Counter(
+            questions=row["question_id_count"], answers=row["sampled_total_sum"] + row["greedy_total_sum"]
+        )
+        for row in knowledge.group_by("category").aggregate(sums).to_pylist()
+    }
+
+
+def _generated_answers(labels: LabelSummary, config: AnnotateConfig) -> dict[str, dict[str, float]]:
+    """Number of answers generated for each category, and the share of all possible answers that were not."""
+    if config.estimator != "sampled":
+        return {}
+    max_answers = config.num_exemplar_sets * (1 + config.sampling.num_samples)
+    return {
+        category: {
+            "made": numbers["answers"],
+            "spared": round(1 - numbers["answers"] / (numbers["questions"] * max_answers), 4),
+        }
+        for category, numbers in labels.answers.items()
+    }
 
 
 def _log_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any], num_set_aside: int) -> None:
@@ -263,223 +495,3 @@ def _log_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any], num_s
             for by_category in by_split.values()
         )
         _LOG.info("Of %d questions about invented subjects, %d are Unknown.", controls["questions"], num_unknown)
-
-
-def knowledge_table(questions: pa.Table, evidence: pa.Table, *, is_judged: bool = False) -> pa.Table:
-    """Label every question with its category.
-
-    Args:
-        questions: question_id, relation, domain and split of the questions to label.
-        evidence: `slick.annotation.uncertainty.EVIDENCE_SCHEMA`, one row per question.
-        is_judged: answers without an outcome are unparsable, not omitted because they would not change a category.
-
-    Returns:
-        `KNOWLEDGE_SCHEMA`, sorted by (relation, domain, split, question_id).
-
-    Raises:
-        EngineError: a question has no answers, or has them twice. That is not Unknown.
-    """
-    names = ["relation", "domain", "split", "question_id"]
-    questions = questions.select(["question_id", "relation", "domain", "split"]).sort_by(
-        [(name, "ascending") for name in names]
-    )
-    rows = pc.index_in(questions["question_id"], value_set=evidence["question_id"].combine_chunks())
-    if rows.null_count or evidence.num_rows != questions.num_rows:
-        missing = questions.filter(pc.is_null(rows))["question_id"].to_pylist()
-        raise EngineError(
-            f"expected answers to {questions.num_rows} questions, one row each; annotate/ holds {evidence.num_rows} "
-            f"rows, and none for {len(missing)} questions such as {missing[:3]}; delete annotate/ and annotate again"
-        )
-    evidence = evidence.take(rows)
-    greedy_hits, greedy_total, hits, num_samples = (
-        evidence[name].to_numpy() for name in ("greedy_hits", "greedy_total", "sampled_hits", "sampled_total")
-    )
-    exact = evidence["chance_known"].to_numpy()
-    by_gold = ~np.isnan(exact)
-    no_greedy_hit = greedy_hits == 0
-    if ((num_samples == 0) & no_greedy_hit & ~by_gold).any():
-        raise EngineError(
-            "a question without a correct greedy answer has no samples, so WeaklyKnown and Unknown cannot be "
-            "separated; delete annotate/ and annotate again"
-        )
-    category = categories(greedy_hits, greedy_total, np.where(by_gold, exact >= 0.5, hits))
-    unknown = no_greedy_hit & (hits == 0) & ~by_gold
-    distinct, inverse = np.unique(num_samples, return_inverse=True)
-    bound = np.array([clopper_pearson_upper(max(1, int(num))) for num in distinct])[inverse]
-    probability = np.where(by_gold, exact, _rare_knowledge_probability(evidence, unknown, is_judged))
-    table = questions
-    for name in ("greedy_hits", "greedy_total", "sampled_hits", "sampled_total"):
-        table = table.append_column(name, evidence[name])
-    columns = {
-        "p_correct_greedy": pa.array(greedy_hits / greedy_total),
-        "p_correct_sampled": evidence["p_correct_sampled"],
-        "category": pa.array(category, pa.string()),
-        "p_upper": pa.array(bound, mask=~unknown),
-        "p_low": evidence["p_low"],
-        "p_high": evidence["p_high"],
-        "chance_known": pa.array(probability, mask=np.isnan(probability) | ~no_greedy_hit),
-    }
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table.cast(KNOWLEDGE_SCHEMA)
-
-
-def _rare_knowledge_probability(evidence: pa.Table, unknown: NDArray[np.bool_], is_judged: bool) -> NDArray[np.float64]:
-    """Probability that an Unknown question is rarely known: as many samples again would contain a correct one.
-
-    P_Correct of the questions without a correct greedy answer is modelled by a Beta distribution, fitted to their
-    samples. NaN for other questions, and if the distribution cannot be fitted. The few questions with an unparsable
-    outcome do not count.
-    """
-    probabilities = np.full(evidence.num_rows, np.nan)
-    fitted = evidence.filter(pc.equal(evidence["greedy_hits"], 0))
-    if is_judged:
-        fitted = fitted.filter(pc.is_valid(fitted["p_correct_sampled"]))
-    if not unknown.any() or fitted["p_correct_sampled"].null_count:
-        return probabilities
-    num_samples = int(fitted["sampled_total"][0].as_py())
-    try:
-        prior = fit_beta(fitted["sampled_hits"].to_numpy().astype(np.int64), num_samples)
-    except ValueError:
-        return probabilities
-    probabilities[unknown] = posterior_hit_probability(prior, num_samples, num_samples)
-    return probabilities
-
-
-def count_categories(knowledge: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
-    """Number of questions by relation, split and category, zeros included."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    grouped = knowledge.group_by(["relation", "split", "category"]).aggregate([("question_id", "count")])
-    for row in grouped.sort_by([("relation", "ascending"), ("split", "ascending")]).to_pylist():
-        of_split = counts.setdefault(row["relation"], {}).setdefault(row["split"], {str(c): 0 for c in Category})
-        of_split[row["category"]] = row["question_id_count"]
-    return counts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RescoreConfig:
-    """Settings of the new labels; None keeps the setting of the annotation."""
-
-    matcher: str | None = setting(None, registry=MATCHERS)
-    """When an answer is correct; see `slick.matching`. In a shell, quote names such as 'f1>=0.7'."""
-    num_exemplar_sets: int | None = None
-    """Use the answers to this many first exemplar sets."""
-    num_samples: int | None = None
-    """Use this many first samples of each prompt."""
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """The language model that grades answers, with the matcher `judge`."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.matcher is not None:
-            check_judge(self.matcher, self.judge)
-
-
-def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
-    """Replace knowledge.parquet, confidence.json and the manifest by those of an annotation with these settings.
-
-    The stored answers do not change, so another rescoring can restore the labels.
-
-    Raises:
-        StudyError: the annotation is not finished, or did not keep all answers.
-        SettingsError: there are fewer exemplar sets or samples than requested.
-
-    Example:
-        slick.rescore("studies/mine", slick.RescoreConfig(matcher="contains"))
-    """
-    study = as_folder(study)
-    with exclusive_lock(study, "annotate"):
-        return _rescore(study, config)
-
-
-def _resolve_judge(judge: JudgeConfig, matcher: str, original: AnnotateConfig) -> JudgeConfig:
-    """The judge of a rescoring: the given one, or that of the annotation.
-
-    Raises:
-        SettingsError: the matcher needs a judge and there is none, or it needs none and one is given.
-    """
-    if matcher == original.matcher == JUDGE and not judge.is_given:
-        first = original.judge
-        if judge == JudgeConfig():
-            return first
-        return replace(judge, model=first.model, url=first.url, served_model=first.served_model)
-    check_judge(matcher, judge)
-    return judge
-
-
-def _read_graded(study: Folder, path: str) -> "list[GradedAnswer]":
-    """The graded answers of the grading sheet `--judge.graded`; empty without one."""
-    from slick.report.grading import read_graded_answers
-
-    return read_graded_answers(study, path) if path else []
-
-
-def _original_config(folder: Folder) -> AnnotateConfig:
-    """The settings of the stored answers.
-
-    Raises:
-        StudyError: started.json is missing or invalid.
-    """
-    fix = f"restore the file, or delete {folder} and run `slick annotate` again"
-    started = read_start_record(folder)
-    if started is None:
-        raise StudyError(f"{folder}/{STARTED}, which records the settings of the answers, is missing; {fix}")
-    try:
-        config: AnnotateConfig = convert(started.settings, AnnotateConfig, "settings", exact=True)
-    except MismatchError as error:
-        raise StudyError(f"{folder}/{STARTED}: {error}; {fix}") from error
-    return config
-
-
-def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
-    started_at = time.monotonic()
-    folder = study.child("annotate")
-    manifest = require_manifest(folder, "annotate")
-    original = _original_config(folder)
-    if original.estimator == "gold" or original.mode == "labels":
-        raise StudyError(
-            f"{folder.uri} was annotated with --estimator {original.estimator} --mode {original.mode}, which does not "
-            "keep all answers; to rescore, annotate with --estimator sampled --mode full"
-        )
-    sets, samples = original.num_exemplar_sets, original.sampling.num_samples
-    num_sets, num_samples = config.num_exemplar_sets or sets, config.num_samples or samples
-    if not (1 <= num_sets <= sets and 1 <= num_samples <= samples):
-        raise SettingsError(
-            f"{folder.uri} holds answers for {sets} exemplar sets with {samples} samples each; rescoring can use "
-            f"fewer, but not {num_sets} exemplar sets and {num_samples} samples"
-        )
-    matcher = config.matcher or original.matcher
-    judge = _resolve_judge(config.judge, matcher, original)
-    scored = replace(
-        original,
-        matcher=matcher,
-        judge=replace(judge, graded=""),
-        num_exemplar_sets=num_sets,
-        sampling=replace(original.sampling, num_samples=num_samples),
-    )
-    inputs = {name: value for name, value in manifest.inputs.items() if name != JUDGE} | judge_inputs(scored)
-    questions = read_questions(study)
-    selected = select_questions(
-        questions,
-        dev=original.annotate_dev,
-        exemplars=read_exemplars(folder),
-        limit=original.limit_per_relation,
-        with_exemplars=original.annotate_exemplars,
-    )
-    gold = dict(zip(questions["question_id"].to_pylist(), questions["answers"].to_pylist(), strict=True))
-    gold |= {f"control-{question_id}": answers for question_id, answers in gold.items()}
-    scoring = Scoring(
-        matcher=scored.matcher,
-        num_exemplar_sets=num_sets,
-        num_samples=num_samples,
-        gold=gold if scored.matcher != original.matcher else None,
-    )
-    graded = _read_graded(study, config.judge.graded)
-    counts = label(study, selected, scored, scoring, judge=inputs.get(JUDGE, ""))
-    if graded:
-        judgements = read_judgements(folder, scored.judge, inputs[JUDGE])
-        counts["judge"]["agreement"] = judge_agreement(graded, judgements)
-    identity = fingerprint(inputs, scored.identity())
-    return complete_step(
-        folder, "annotate", identity, settings=scored, inputs=inputs, counts=counts, started_at=started_at
-    )

@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from slick.annotation.answering import annotate_tables
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
+from slick.annotation.selection import labelled_questions
 from slick.annotation.set_aside import (
     check_set_aside_share,
     count_set_aside_by_store,
     drop_questions,
-    labelled_questions,
     set_questions_aside,
 )
 from slick.annotation.store import select_questions, total_cost
-from slick.annotation.worker import AnswerSetSpec, WorkerConfig, annotate_missing
+from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.formatting import format_percent
@@ -87,7 +88,7 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
     check_set_aside_share(
         set_aside[P_TRUE_FOLDER], table.num_rows, config.max_set_aside_share, worker_config.folder, P_TRUE_FOLDER
     )
-    annotate_missing(
+    annotate_tables(
         "P(True)",
         {P_TRUE_FOLDER: table},
         worker_config,

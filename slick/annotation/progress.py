@@ -1,5 +1,6 @@
 """The progress of an annotation and of P(True), from their settings and part files. No Ray."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,11 +14,11 @@ from slick.annotation.config import (
     Estimator,
     PTrueScope,
 )
-from slick.annotation.labels import control_questions
+from slick.annotation.controls import draw_controls
 from slick.annotation.p_true import P_TRUE_FOLDER, questions_to_score
-from slick.annotation.set_aside import labelled_questions, read_set_aside
-from slick.annotation.store import sample_by_hash, select_questions
-from slick.datasets import read_questions
+from slick.annotation.selection import Selection, labelled_questions
+from slick.annotation.set_aside import read_set_aside
+from slick.annotation.store import sample_by_hash
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.stored_files import MismatchError, convert
@@ -53,19 +54,24 @@ def annotation_progress(study: Folder) -> dict[str, AnswerProgress]:
     settings = _read_started_settings(folder)
     if settings is None or not folder.exists(EXEMPLARS_FILE):
         return {}
-    questions = select_questions(
-        read_questions(study),
-        dev=settings.annotate_dev,
+    expected: Counter[str] = Counter()
+    selection = Selection(
+        study=study,
         exemplars=read_exemplars(folder),
-        limit=settings.limit_per_relation,
-        with_exemplars=settings.annotate_exemplars,
+        annotate_dev=settings.annotate_dev,
+        annotate_exemplars=settings.annotate_exemplars,
+        limit_per_relation=settings.limit_per_relation,
     )
+    for relation in selection.relations():
+        questions = selection.questions(relation)
+        expected[MAIN_ANSWERS] += questions.num_rows
+        expected.update(_count_check_questions(labelled_questions(folder, questions), settings))
     store = GOLD if settings.estimator == "gold" else GENERATIONS
-    progress = {MAIN_ANSWERS: _answer_progress(folder, store, questions.num_rows)}
-    for name, expected in _count_check_questions(labelled_questions(folder, questions), settings).items():
-        if expected:
-            progress[name] = _answer_progress(folder, name, expected)
-    return progress
+    return {
+        name: _answer_progress(folder, store if name == MAIN_ANSWERS else name, num)
+        for name, num in expected.items()
+        if num or name == MAIN_ANSWERS
+    }
 
 
 def _answer_progress(folder: Folder, store: str, num_questions: int) -> AnswerProgress:
@@ -131,7 +137,7 @@ def _count_check_questions(questions: pa.Table, settings: _StartedSettings) -> d
     if settings.repeats_per_relation and settings.estimator == "sampled":
         counts[REPEATS] = sample_by_hash(questions, settings.repeats_per_relation, ("relation",)).num_rows
     if settings.controls_per_relation:
-        counts[CONTROLS] = control_questions(questions, settings.controls_per_relation, settings.seed).num_rows
+        counts[CONTROLS] = draw_controls(questions, settings.controls_per_relation).num_rows
     return counts
 
 

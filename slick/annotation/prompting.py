@@ -167,25 +167,42 @@ def _sets_by_exemplar(exemplars: Exemplars) -> dict[str, set[str]]:
 
 
 def exemplar_texts(questions: pa.Table, exemplars: Exemplars, where: str) -> dict[str, Exemplar]:
-    """Question and first gold answer of every question that may be an exemplar, or for a sentence of a longer answer
-    the answer up to its end.
+    """Question and first gold answer of every question that may be an exemplar; see `question_texts`.
 
     Raises:
         StudyError: the exemplar sets name a question that is not among `questions`.
     """
+    texts = question_texts(questions)
+    check_exemplars(exemplars, texts, where)
+    return texts
+
+
+def question_texts(questions: pa.Table) -> dict[str, Exemplar]:
+    """Question and first gold answer by question_id; for a sentence of a longer answer, the answer up to its end."""
     columns = (questions[name].to_pylist() for name in ("question_id", "question", "answers"))
     starts = _optional_column(questions, "answer_start")
-    shots = {
+    return {
         question_id: (question, f"{start or ''}{answers[0]}")
         for question_id, question, answers, start in zip(*columns, starts, strict=True)
     }
-    missing = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
-    if missing:
+
+
+def check_exemplars(exemplars: Exemplars, texts: Mapping[str, Exemplar], where: str) -> None:
+    """Refuse exemplar sets with questions that the study lacks.
+
+    Args:
+        exemplars: the sets.
+        texts: the result of `question_texts`.
+        where: origin of the sets, for the message.
+
+    Raises:
+        StudyError: there is one.
+    """
+    if missing := [i for sets in exemplars.values() for ids in sets for i in ids if i not in texts]:
         raise StudyError(
             f"{where} names questions that the study lacks, such as {missing[:3]}; delete the folder annotate/ to "
             "annotate again, or give the exemplars of these questions"
         )
-    return shots
 
 
 def prompts_fingerprint(prefixes: Mapping[str, Sequence[str]]) -> str:

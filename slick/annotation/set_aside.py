@@ -16,7 +16,6 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slick.annotation.config import MAIN_STORES
 from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.errors import DataError, EngineError
@@ -259,17 +258,6 @@ def read_set_aside(folder: Folder, store: str) -> pa.Table:
     """
     lists, name = folder.child(SET_ASIDE_FOLDER), f"{store}.parquet"
     return read_set_aside_rows(lists, name) if lists.exists(name) else SET_ASIDE_SCHEMA.empty_table()
-
-
-def labelled_questions(folder: Folder, questions: pa.Table) -> pa.Table:
-    """The questions that get a label: all selected questions, except those that are set aside.
-
-    Args:
-        folder: annotate/ of a study.
-    """
-    for store in MAIN_STORES:  # a study has one of them
-        questions = drop_questions(questions, read_set_aside(folder, store))
-    return questions
 
 
 def find_undecided(questions: pa.Table, question_ids: Sequence[str]) -> pa.Table:

@@ -7,57 +7,46 @@ no file holds, and labels depend neither on the number of actors nor on the size
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pyarrow as pa
 
-from slick.annotation.config import (
-    CONTROLS,
-    REPEATS,
-    AnnotateConfig,
-    Estimator,
-    main_store,
-)
+from slick.annotation.answering import annotate_missing
+from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, Estimator, main_store
 from slick.annotation.hidden import HIDDEN_FOLDER, AnswerPrompts, score_candidates
-from slick.annotation.labels import (
-    format_category_shares,
-    judge_inputs,
-    label,
-    prefix_reuse_share,
-    questions_by_store,
-)
+from slick.annotation.labels import format_category_shares, judge_inputs, label, prefix_reuse_share
 from slick.annotation.p_true import (
     P_TRUE_FOLDER,
     check_same_model,
     resolve_p_true_engine,
     score_p_true,
 )
+from slick.annotation.plan import temporary_files
+from slick.annotation.planning import PlanJob, StudyExemplars, find_exemplars, plan_questions
 from slick.annotation.prompting import (
     PROMPT_GROUP,
     SUFFIX,
     PromptBuilder,
+    check_exemplars,
     exemplar_texts,
     prompts_fingerprint,
 )
-from slick.annotation.set_aside import (
-    check_set_aside_share,
-    drop_questions,
-    max_prompt_tokens,
-    set_questions_aside,
-)
+from slick.annotation.selection import is_large, select
 from slick.annotation.store import select_questions
-from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig, annotate_missing, with_engine
+from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig, with_engine
 from slick.cluster import detect_device, device_without_ray
 from slick.datasets import read_questions
+from slick.datasets.by_relation import StoredRelation, list_relations
 from slick.errors import DataError, SettingsError, StudyError
 from slick.formatting import format_percent
 from slick.inference.selection import AUTO_ENGINE, choose_engine, describe_rule, read_stored_engine
 from slick.locks import exclusive_lock
 from slick.matching import JUDGE
 from slick.models import (
+    context_length,
     ignored_model_settings,
     load_tokenizer,
     log_ignored_settings,
@@ -141,18 +130,24 @@ def _score_candidates(study: Folder, config: AnnotateConfig, model: str, inputs:
     prompt_format = resolve_prompt_format(model, config)
     config = replace(config, prompt_format="chat" if isinstance(prompt_format, ChatFormat) else "qa")
     questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name, ANSWER_START_FIELD.name])
-    without_repeats = replace(config, repeats_per_relation=0)
-    builders = _prompt_builders(folder, questions, read_exemplars(folder), without_repeats, prompt_format)
-    builder = builders[main_store(config)]
+    exemplars = read_exemplars(folder)
+    builder = PromptBuilder(
+        exemplars,
+        exemplar_texts(questions, exemplars, f"{folder}/{EXEMPLARS_FILE}"),
+        prompt_format,
+        substitute=config.annotate_exemplars,
+        seed=config.seed,
+    )
     if config.prompt_format == "chat":
         selected = select_questions(
             questions,
             dev=config.annotate_dev,
-            exemplars=read_exemplars(folder),
+            exemplars=exemplars,
             limit=config.limit_per_relation,
             with_exemplars=config.annotate_exemplars,
         )
-        _check_same_prompts(folder, builder, builder.add_prompts(selected), config)
+        prompts = builder.add_prompts(selected)
+        _check_same_prompts(folder, builder.prefixes, prompts.slice(0, 1).to_pylist()[0], config)
     if config.gpus_per_actor is not None and config.gpus_per_actor > 1:
         config = replace(config, gpus_per_actor=1.0)  # the packed engine takes one
     score_candidates(study, config, model, inputs, AnswerPrompts(builder=builder, style=prompt_format.style))
@@ -233,24 +228,25 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     if not begin_step(folder, "annotate", identity, config):
         return require_manifest(folder, "annotate")
     log_ignored_settings(model)
-    questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name, ANSWER_START_FIELD.name])
-    exemplars = _exemplars(folder, questions, config)
-    selected = select_questions(
-        questions,
-        dev=config.annotate_dev,
-        exemplars=exemplars,
-        limit=config.limit_per_relation,
-        with_exemplars=config.annotate_exemplars,
-    )
-    builders = _prompt_builders(folder, questions, exemplars, config, prompt_format)
-    worker_config = _worker_config(folder, builders, model, config, prompt_format)
-    tables, set_aside = _split_set_aside(selected, builders, worker_config, config)
-    _check_same_prompts(folder, builders[main_store(config)], tables[main_store(config)], config)
-    kept = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
-    longest = max(max_prompt_tokens(table, worker_config.stores[store]) for store, table in kept.items())
-    worker_config = with_engine(worker_config, max_tokens=longest)
-    annotate_missing("annotate", tables, worker_config, config, _progress_note, set_aside)
-    counts = label(study, selected, config, judge=inputs.get(JUDGE, ""))
+    relations = list_relations(study)
+    large = is_large(relations)
+    exemplars = _exemplars(study, relations, config, parallel=large)
+    with temporary_files(folder):
+        job = PlanJob(
+            selection=select(study, config, exemplars.main),
+            config=config,
+            exemplars=exemplars,
+            prompt_format=prompt_format,
+            worker_config=_worker_config(folder, model, config, prompt_format),
+            context=context_length(model, trust_remote_code=config.trust_remote_code),
+        )
+        plan = plan_questions(job, relations, parallel=large)
+        _check_same_prompts(folder, plan.prefixes[main_store(config)], plan.first, config)
+        specs = job.worker_config.stores.items()
+        stores = {store: replace(spec, prefixes=plan.prefixes[store]) for store, spec in specs}
+        worker_config = with_engine(replace(job.worker_config, stores=stores), max_tokens=plan.max_tokens)
+        annotate_missing("annotate", plan.plans, worker_config, config, _progress_note, parallel=large)
+    counts = label(job.selection, config, judge=inputs.get(JUDGE, ""))
     if choice:
         counts["engine_choice"] = choice
     if config.prompt_format == "chat":
@@ -285,31 +281,21 @@ def resolve_prompt_format(model: str, config: AnnotateConfig) -> PromptFormat:
     return prompt_format
 
 
-def _split_set_aside(
-    questions: pa.Table, builders: Mapping[str, PromptBuilder], worker_config: WorkerConfig, config: AnnotateConfig
-) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-    """The questions of each store with their prompts, and those of them that are too long for the model's context."""
-    main = main_store(config)
-    prompts = builders[main].add_prompts(questions)
-    set_aside = set_questions_aside({main: prompts}, worker_config)
-    check_set_aside_share(set_aside[main], questions.num_rows, config.max_set_aside_share, worker_config.folder, main)
-    tables = questions_by_store(drop_questions(questions, set_aside[main]), config)
-    checks = {store: builders[store].add_prompts(table) for store, table in tables.items() if store != main}
-    return {main: prompts, **checks}, set_aside | set_questions_aside(checks, worker_config)
-
-
-def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> Exemplars:
+def _exemplars(
+    study: Folder, relations: Sequence[StoredRelation], config: AnnotateConfig, *, parallel: bool
+) -> StudyExemplars:
     """The exemplar sets of every relation, drawn or given once and stored in exemplars.json."""
-    if folder.exists(EXEMPLARS_FILE):
-        return read_exemplars(folder)
-    exemplars = (
-        _given_exemplars(config.exemplars) if config.exemplars else draw_study_exemplars(questions, config, config.seed)
-    )
-    relations = set(questions["relation"].unique().to_pylist())
-    if missing := sorted(relations - set(exemplars)):
-        raise DataError(f"{config.exemplars} has no exemplar sets of relation {', '.join(missing[:5])}; add them")
-    exemplars = {relation: sets for relation, sets in exemplars.items() if relation in relations}
-    folder.write_json(EXEMPLARS_FILE, exemplars)
+    folder = study.child("annotate")
+    is_stored = folder.exists(EXEMPLARS_FILE)
+    given = read_exemplars(folder) if is_stored else None
+    if not is_stored and config.exemplars:
+        given = _given_exemplars(config.exemplars)
+        if missing := sorted({relation.relation for relation in relations} - set(given)):
+            raise DataError(f"{config.exemplars} has no exemplar sets of relation {', '.join(missing[:5])}; add them")
+    exemplars = find_exemplars(study, relations, config, given, parallel=parallel)
+    if not is_stored:
+        folder.write_json(EXEMPLARS_FILE, exemplars.main)
+    check_exemplars(exemplars.main, exemplars.texts, f"{folder}/{EXEMPLARS_FILE}")
     return exemplars
 
 
@@ -349,42 +335,15 @@ def draw_study_exemplars(questions: pa.Table, config: AnnotateConfig, seed: int)
     return draw_exemplar_sets(dev_ids, num_sets=config.num_exemplar_sets, num_shots=config.num_shots, seed=seed)
 
 
-def _prompt_builders(
-    folder: Folder, questions: pa.Table, exemplars: Exemplars, config: AnnotateConfig, prompt_format: PromptFormat
-) -> dict[str, PromptBuilder]:
-    """The builder of each store's prompts."""
-    shots = exemplar_texts(questions, exemplars, f"{folder}/{EXEMPLARS_FILE}")
-    main = PromptBuilder(exemplars, shots, prompt_format, substitute=config.annotate_exemplars, seed=config.seed)
-    builders = {main_store(config): main, CONTROLS: main}
+def _worker_config(folder: Folder, model: str, config: AnnotateConfig, prompt_format: PromptFormat) -> WorkerConfig:
+    """The configuration of the actors, without the prefixes of the stores."""
+    main = AnswerSetSpec(
+        prefixes={}, sampling=config.sampling, kind=_ANSWER_KINDS[config.estimator], style=prompt_format.style
+    )
+    stores = {main_store(config): main, CONTROLS: main}
     if config.repeats_per_relation:
-        others = draw_study_exemplars(questions, config, config.seed + 1)
-        shots = exemplar_texts(questions, others, "the study")
-        builders[REPEATS] = PromptBuilder(
-            others, shots, prompt_format, substitute=config.annotate_exemplars, seed=config.seed + 1
-        )
-    return builders
-
-
-def _worker_config(
-    folder: Folder,
-    builders: Mapping[str, PromptBuilder],
-    model: str,
-    config: AnnotateConfig,
-    prompt_format: PromptFormat,
-) -> WorkerConfig:
-    """The configuration of the actors, whose prefixes are complete once the builders have built all prompts."""
-    stores = {
-        store: AnswerSetSpec(
-            prefixes=builder.prefixes,
-            sampling=config.sampling,
-            kind=_ANSWER_KINDS[config.estimator],
-            style=prompt_format.style,
-        )
-        for store, builder in builders.items()
-    }
-    if REPEATS in stores:
         sampling = replace(config.sampling, seed=config.sampling.seed + 1)
-        stores[REPEATS] = replace(stores[REPEATS], sampling=sampling, kind="answers")
+        stores[REPEATS] = replace(main, sampling=sampling, kind="answers")
     return WorkerConfig(
         engine=config.engine,
         engine_config=config.engine_config(model),
@@ -395,7 +354,9 @@ def _worker_config(
     )
 
 
-def _check_same_prompts(folder: Folder, builder: PromptBuilder, questions: pa.Table, config: AnnotateConfig) -> None:
+def _check_same_prompts(
+    folder: Folder, prefixes: Mapping[str, Sequence[str]], first: Mapping[str, Any] | None, config: AnnotateConfig
+) -> None:
     """Write an example of a chat prompt and a hash of all prefixes; on resuming, compare the hash.
 
     A chat template may contain the date, so prompts may change overnight.
@@ -403,12 +364,11 @@ def _check_same_prompts(folder: Folder, builder: PromptBuilder, questions: pa.Ta
     Raises:
         StudyError: the hash differs.
     """
-    if config.prompt_format != "chat":
+    if config.prompt_format != "chat" or first is None:
         return
-    prompts = prompts_fingerprint(builder.prefixes)
+    prompts = prompts_fingerprint(prefixes)
     if not folder.exists(PROMPTS_FILE):
-        first = questions.slice(0, 1).to_pylist()[0]
-        example = builder.prefixes[first[PROMPT_GROUP]][0] + first[SUFFIX]
+        example = prefixes[first[PROMPT_GROUP]][0] + first[SUFFIX]
         folder.write_json(
             PROMPTS_FILE, {"fingerprint": prompts, "question_id": first["question_id"], "prompt": example}
         )

@@ -58,8 +58,15 @@ def confidence_intervals(hits_QPS: HitArray, confidence: float = 0.95) -> tuple[
     return np.asarray(low), np.asarray(high)
 
 
-def fit_beta(hits_Q: NDArray[np.int64], num_samples: int) -> tuple[float, float]:
+def fit_beta(
+    hits_Q: NDArray[np.int64], num_samples: int, weights_Q: NDArray[np.int64] | None = None
+) -> tuple[float, float]:
     """Maximum-likelihood Beta distribution of P_Correct over questions, from correct samples per question.
+
+    Args:
+        hits_Q: correct samples.
+        num_samples: samples of each question.
+        weights_Q: number of questions with these correct samples; one each by default.
 
     Raises:
         ValueError: there are no questions, or all samples of all questions are correct, or all are wrong.
@@ -69,7 +76,7 @@ def fit_beta(hits_Q: NDArray[np.int64], num_samples: int) -> tuple[float, float]
 
     if not len(hits_Q) or hits_Q.max() == 0 or hits_Q.min() == num_samples:
         raise ValueError("a Beta distribution needs correct and wrong samples")
-    values, counts = np.unique(hits_Q, return_counts=True)
+    values, counts = np.unique(hits_Q, return_counts=True) if weights_Q is None else (hits_Q, weights_Q)
 
     def loss(log_ab: FloatArray) -> float:
         a, b = np.exp(log_ab)

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from slick.annotation.answering import annotate_tables
 from slick.annotation.config import GENERATIONS, AnnotateConfig
-from slick.annotation.labels import knowledge_table
+from slick.annotation.knowledge import knowledge_table
 from slick.annotation.prompting import PromptBuilder, exemplar_texts
 from slick.annotation.set_aside import (
     check_set_aside_share,
@@ -26,7 +27,7 @@ from slick.annotation.set_aside import (
 from slick.annotation.step import resolve_prompt_format
 from slick.annotation.store import read_parts, sample_by_hash, total_cost
 from slick.annotation.uncertainty import Scoring, collect_evidence
-from slick.annotation.worker import AnswerSetSpec, WorkerConfig, annotate_missing, with_engine
+from slick.annotation.worker import AnswerSetSpec, WorkerConfig, with_engine
 from slick.datasets import read_questions
 from slick.datasets.rewordings import load_rewordings, reword_questions
 from slick.errors import DataError, StudyError
@@ -105,7 +106,7 @@ def label_reworded(study: Folder, config: WordingConfig) -> Manifest:
     kept = drop_questions(table, too_long)
     longest = max_prompt_tokens(kept, worker_config.stores[GENERATIONS])
     folder.write_json(TEMPLATES_FILE, templates)
-    annotate_missing(
+    annotate_tables(
         "second wording",
         {GENERATIONS: table},
         with_engine(worker_config, max_tokens=longest),

@@ -6,31 +6,27 @@ module of this package that imports ray.data.
 
 import gc
 import logging
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from slick import errors
-from slick.annotation.rubrics import ANSWER_RUBRIC, RUBRICS, Rubric
-from slick.annotation.store import (
-    COST_FIELDS,
-    QuestionBatch,
-    cut_batches,
-    exclude_questions,
-    make_units,
-    missing_batches,
-    write_part,
+from slick.annotation.plan import (
+    UNIT_SCHEMA,
+    read_unit,
 )
+from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
+from slick.annotation.rubrics import ANSWER_RUBRIC, RUBRICS, Rubric
+from slick.annotation.store import COST_FIELDS, write_part
+from slick.annotation.tasks import quiet
 from slick.annotation.uncertainty import hit_probability
-from slick.cluster import set_job_message
 from slick.errors import EngineError, ModelError, SlickError, wrap_library_errors
-from slick.formatting import ProgressReporter
 from slick.inference.base import (
     ENGINES,
     Answers,
@@ -43,7 +39,6 @@ from slick.inference.base import (
     SamplingConfig,
 )
 from slick.matching import AnswerMatcher, make_matcher, nfc
-from slick.precision import Runtime
 from slick.prompts import P_TRUE_CHOICES, p_true_row
 from slick.storage import Folder
 from slick.study_files import (
@@ -56,7 +51,7 @@ from slick.study_files import (
 from slick.types import categories
 
 if TYPE_CHECKING:
-    from slick.annotation.config import AnnotateConfig
+    pass
 
 SUMMARY_SCHEMA = pa.schema(
     [
@@ -88,9 +83,6 @@ _LOG = logging.getLogger(__name__)
 
 GPU_BATCH_FACTOR = 8
 """A unit has this many times as many batches on a GPU as on the CPU."""
-
-ProgressNote = Callable[[Mapping[str, int], Mapping[str, float], float], str]
-"""Text to append to the progress line, from questions by category in the first store, cost and seconds so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,15 +157,16 @@ class AnnotationWorker:
         config, store = self._config, self._config.stores[unit["store"]]
         before = asdict(self._engine.stats)
         rows: list[dict[str, Any]] = []
+        questions = read_unit(config.folder, unit).to_pydict()
         engine_config = config.engine_config
-        size = len(unit["question_id"]) if engine_config.num_gpus else engine_config.batch_questions
-        for start in range(0, len(unit["question_id"]), size):
+        size = len(questions["question_id"]) if engine_config.num_gpus else engine_config.batch_questions
+        for start in range(0, len(questions["question_id"]), size):
             part = slice(start, start + size)
-            gold = unit["answers"][part]
+            gold = questions["answers"][part]
             batch = PromptBatch(
-                prefixes=store.prefixes[unit["prompt_group"]],
-                question_ids=unit["question_id"][part],
-                suffixes=unit["suffix"][part],
+                prefixes=store.prefixes[unit[PROMPT_GROUP]],
+                question_ids=questions["question_id"][part],
+                suffixes=questions[SUFFIX][part],
                 style=store.style,
             )
             with wrap_library_errors(f"answering {len(gold)} questions of relation {unit['relation']} failed"):
@@ -183,7 +176,7 @@ class AnnotationWorker:
             row["relation"] = unit["relation"]
         table = pa.Table.from_pylist(rows, SCHEMAS[store.kind])
         runtime = asdict(self._engine.runtime)
-        write_part(config.folder.child(unit["store"]), unit["first_batch"], table, cost, runtime)
+        write_part(config.folder.child(unit["store"]), unit["part"], table, cost, runtime)
         labels = _row_categories(rows, store)
         self._count(labels, cost)
         return {
@@ -315,8 +308,12 @@ def _row_categories(rows: Sequence[dict[str, Any]], store: AnswerSetSpec) -> lis
     return categories(greedy, np.full(len(rows), len(rows[0]["greedy_hit"])), known)
 
 
+MAX_UNITS = 10_000
+"""Units of one execution of Ray Data, whose driver holds something for each. Then actors start anew."""
+
+
 def run_worker_pool(
-    units_for: Callable[[bool, int, int], Sequence[pa.Table]],
+    units_for: Callable[[bool, int, int], Iterator[dict[str, Any]]],
     config: WorkerConfig,
     *,
     min_actors: int,
@@ -330,7 +327,7 @@ def run_worker_pool(
     on a node that is being drained get no new units.
 
     Args:
-        units_for: returns the units, given whether actors have GPUs, the maximum number of actors and the present one.
+        units_for: yields the units, given whether actors have GPUs, the maximum number of actors and the present one.
         config: the worker's configuration, without `num_gpus`.
         min_actors: minimum size of the pool.
         max_actors: maximum size of the pool; None for as many as the cluster can hold.
@@ -353,35 +350,29 @@ def run_worker_pool(
     capacity = cluster.get("GPU", 0) / num_gpus if num_gpus else (cluster.get("CPU", 1) - 2) / cpus_per_actor
     limit = max(min_actors, max_actors or max(1, int(capacity)))
     units = units_for(num_gpus > 0, limit, max(1, min(limit, int(capacity))))
-    max_size = max(min_actors, min(limit, len(units)))
-    min_size = min(min_actors, max_size)
-    pool = ray.data.ActorPoolStrategy(
-        min_size=min_size,
-        max_size=max_size,
-        initial_size=max(min_size, min(max_size, int(capacity))),
-        max_tasks_in_flight_per_actor=2,  # few, so that the last units spread over all actors
-    )
-    # Not from_arrow, which starts processes that read every unit and then idle beside the actors.
-    results = ray.data.from_blocks(list(units)).map_batches(
-        AnnotationWorker,
-        fn_constructor_kwargs={"config": with_engine(config, num_gpus=num_gpus)},
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=pool,
-        num_gpus=num_gpus,
-        num_cpus=cpus_per_actor,
-    )
-    _quiet(results.context)
-    # With the default prefetch of one batch, a result would arrive only after the next one.
-    tables = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
-    yield from _raise_first_error((row for table in tables for row in table.to_pylist()), config)
-
-
-def _quiet(context: Any) -> None:
-    """Set a Ray Data context for units that take long, whose progress this module shows itself."""
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # a unit of a large model may take hours
+    while window := [pa.Table.from_pylist([unit], schema=UNIT_SCHEMA) for unit in islice(units, MAX_UNITS)]:
+        max_size = max(min_actors, min(limit, len(window)))
+        min_size = min(min_actors, max_size)
+        pool = ray.data.ActorPoolStrategy(
+            min_size=min_size,
+            max_size=max_size,
+            initial_size=max(min_size, min(max_size, int(capacity))),
+            max_tasks_in_flight_per_actor=2,  # few, so that the last units spread over all actors
+        )
+        # Not from_arrow, which starts processes that read every unit and then idle beside the actors.
+        results = ray.data.from_blocks(window).map_batches(
+            AnnotationWorker,
+            fn_constructor_kwargs={"config": with_engine(config, num_gpus=num_gpus)},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_gpus=num_gpus,
+            num_cpus=cpus_per_actor,
+        )
+        quiet(results.context)
+        # With the default prefetch of one batch, a result would arrive only after the next one.
+        tables = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
+        yield from _raise_first_error((row for table in tables for row in table.to_pylist()), config)
 
 
 def _raise_first_error(rows: Iterable[dict[str, Any]], config: WorkerConfig) -> Iterator[dict[str, Any]]:
@@ -397,68 +388,3 @@ def _raise_first_error(rows: Iterable[dict[str, Any]], config: WorkerConfig) -> 
     if failed is not None:
         config.folder.delete(config.stop_file)
         raise getattr(errors, failed["error"])(failed["message"])
-
-
-def annotate_missing(
-    label: str,
-    tables: Mapping[str, pa.Table],
-    worker_config: WorkerConfig,
-    config: "AnnotateConfig",
-    note: ProgressNote,
-    set_aside: Mapping[str, pa.Table],
-    items: str = "questions",
-) -> None:
-    """Answer every question that no part file holds, except those that are set aside.
-
-    Args:
-        label: prefix of the progress line.
-        tables: the questions of each store.
-        worker_config: configuration of the actors.
-        config: sizes of batches, files and the pool.
-        note: see `ProgressNote`.
-        set_aside: questions of each store to skip.
-        items: what a row is called in progress lines.
-
-    Raises:
-        SlickError: an actor failed. Written files are kept.
-    """
-    batches = {
-        store: exclude_questions(cut_batches(table, config.batch_questions), set_aside[store])
-        for store, table in tables.items()
-    }
-    missing = {store: missing_batches(worker_config.folder.child(store), whole) for store, whole in batches.items()}
-    total, left = (sum(map(_num_questions, by_store.values())) for by_store in (batches, missing))
-    progress = ProgressReporter(label, total, items, on_update=set_job_message)
-    if not left:
-        return
-    if left < total:
-        progress.resume_at(total - left)
-        _LOG.info("%s: resuming after %s of %s %s", label, f"{progress.done:,}", f"{total:,}", items)
-    started_at = time.monotonic()
-    categories: Counter[str] = Counter()
-    cost: Counter[str] = Counter()
-    runtimes: set[str] = set()
-
-    def units(on_gpu: bool, max_actors: int, num_actors: int) -> list[pa.Table]:
-        max_batches = config.batches_per_file * (GPU_BATCH_FACTOR if on_gpu else 1)
-        return make_units(missing, max_batches=max_batches, num_actors=max_actors, num_turns=num_actors)
-
-    for row in run_worker_pool(
-        units,
-        worker_config,
-        min_actors=config.min_actors,
-        max_actors=config.max_actors,
-        gpus_per_actor=config.gpus_per_actor,
-        cpus_per_actor=config.cpus_per_actor,
-    ):
-        if (runtime := str(Runtime(**row["runtime"]))) not in runtimes:
-            runtimes.add(runtime)
-            _LOG.info("%s: %s", label, runtime)
-        cost.update(row["spent"])
-        if row["store"] == next(iter(tables)):
-            categories.update(row["categories"])
-        progress.add(row["questions"], note(categories, cost, time.monotonic() - started_at))
-
-
-def _num_questions(batches: Sequence[QuestionBatch]) -> int:
-    return sum(int(batch.questions.num_rows) for batch in batches)

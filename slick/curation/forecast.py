@@ -11,7 +11,7 @@ import pyarrow as pa
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX, PromptBuilder, exemplar_texts
 from slick.annotation.set_aside import find_too_long, token_counter
 from slick.annotation.step import draw_study_exemplars, forecast_engine
-from slick.annotation.store import select_questions
+from slick.annotation.store import check_selected, select_questions
 from slick.annotation.worker import AnswerSetSpec
 from slick.curation.plan import CurationPlan
 from slick.curation.selection import candidates_of, count_reasons
@@ -87,6 +87,7 @@ def study_prompts(plan: CurationPlan) -> StudyPrompts:
         limit=annotation.limit_per_relation,
         with_exemplars=annotation.annotate_exemplars,
     )
+    check_selected(selected.num_rows)
     prompt_format = make_prompt_format(
         annotation.prompt_format,
         load_tokenizer(annotation.model, trust_remote_code=annotation.trust_remote_code),

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_store
 from slick.annotation.judge_client import JudgeConfig
-from slick.annotation.labels import RescoreConfig, rescore
+from slick.annotation.rescoring import RescoreConfig, rescore
 from slick.annotation.step import annotate
 from slick.annotation.store import part_cost
 from slick.curation.forecast import StudyPrompts, study_prompts

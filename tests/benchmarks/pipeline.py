@@ -25,6 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slick.annotation import AnnotateConfig, annotate
@@ -99,7 +100,8 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
     """The same batches in this process, without Ray."""
     import torch
 
-    from slick.annotation.store import cut_batches, select_questions
+    from slick.annotation.plan import cut_batches
+    from slick.annotation.store import select_questions
     from slick.datasets import read_questions
     from slick.inference.base import PromptBatch
     from slick.inference.packed.cpu_linear import prepack_linears
@@ -122,10 +124,11 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
     selected = select_questions(questions, dev=False, exemplars=sets, limit=max(1, num_questions // 31))
     engine = TransformersEngine(loaded, load_tokenizer(model))
     started_at, num_timed, total = 0.0, 0, 0
-    for number, batch in enumerate(cut_batches(selected, AnnotateConfig().batch_questions)):
+    batches, _ = cut_batches(selected["relation"], AnnotateConfig().batch_questions)
+    for number in range(batches[-1] + 1):
         if number == 1:
             started_at = time.monotonic()
-        part = batch.questions.to_pylist()
+        part = selected.filter(pa.array(batches == number)).to_pylist()
         shots = [[dev[part[0]["relation"]][i] for i in ids] for ids in sets[part[0]["relation"]]]
         prefixes = [few_shot_prefix([(row["question"], row["answers"][0]) for row in rows]) for rows in shots]
         engine.generate(

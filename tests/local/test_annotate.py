@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore
-from slick.annotation.labels import knowledge_table
+from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore, selection
+from slick.annotation.knowledge import knowledge_table
 from slick.annotation.progress import MAIN_ANSWERS, AnswerProgress, annotation_progress
-from slick.annotation.store import cut_batches, missing_batches, read_generations, select_questions
+from slick.annotation.store import read_generations, select_questions
 from slick.annotation.uncertainty import Scoring, collect_evidence
 from slick.datasets import read_questions
 from slick.errors import DataError, EngineError, ModelError, SettingsError, SlickError, StudyError
@@ -172,6 +172,42 @@ def test_run_resumes_where_files_are_missing(annotated_study: Folder, config: An
     assert all(parts.read_bytes(name) == data for name, data in kept.items())
 
 
+def test_tasks_of_large_studies_give_the_same_labels(
+    annotated_study: Folder, config: AnnotateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [Folder(str(tmp_path / name)) for name in ("here", "tasks")]
+    for study, num_questions in zip(folders, (10**9, 1), strict=True):
+        monkeypatch.setattr(selection, "PARALLEL_QUESTIONS", num_questions)
+        shutil.copytree(annotated_study.local_path, study.local_path)
+        folder = study.child("annotate")
+        for name in ("manifest.json", "knowledge.parquet", "exemplars.json"):
+            folder.delete(name)
+        generations = folder.child("generations")
+        generations.delete(generations.names(".parquet")[1])
+        annotate(study, config)
+        assert_same(annotated_study, study)
+        assert not folder.exists("temporary")
+        rescore(study, RescoreConfig(matcher="contains", num_samples=2))
+    (here, by_tasks) = (
+        [study.child("annotate").read_json(name) for name in ("exemplars.json", "confidence.json")]
+        + [require_manifest(study.child("annotate"), "annotate").counts, read_knowledge(study)]
+        for study in folders
+    )
+    for counts in (here[2], by_tasks[2]):
+        counts.pop("engine_seconds")
+    assert here == by_tasks
+
+
+def test_an_error_in_a_task_is_the_same_error(
+    config: AnnotateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    monkeypatch.setattr(selection, "PARALLEL_QUESTIONS", 1)
+    study = Folder(str(tmp_path))
+    write_birthplace_questions(study, num_dev=2)
+    with pytest.raises(DataError, match="relation P1 has 2 dev questions"):
+        annotate(study, config)
+
+
 def test_dev_questions_are_never_their_own_exemplars(annotated_study: Folder) -> None:
     exemplars = annotated_study.child("annotate").read_json("exemplars.json")
     used = {i for sets in exemplars.values() for ids in sets for i in ids}
@@ -230,15 +266,16 @@ def test_too_few_dev_questions_are_refused(config: AnnotateConfig, tmp_path: Pat
         annotate(study, config)
 
 
-def test_files_of_other_questions_are_refused(annotated_study: Folder, tmp_path: Path) -> None:
-    table = annotated_study.child("annotate", "generations").read_tables()
-    folder = Folder(str(tmp_path))
-    folder.write_table("part-000000.parquet", table.slice(0, 3))
-    questions = read_questions(annotated_study)
-    questions = questions.append_column("prompt_group", questions["relation"])
-    batches = cut_batches(questions.filter(pa.array([True] * 20 + [False] * 79)), 4)
-    with pytest.raises(StudyError, match="holds 3 questions, of which 0"):
-        missing_batches(folder, batches)
+def test_files_of_other_questions_are_refused(annotated_study: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    study = Folder(str(shutil.copytree(annotated_study.local_path, tmp_path / "study")))
+    folder = study.child("annotate")
+    folder.delete("manifest.json")
+    generations = folder.child("generations")
+    name = generations.names(".parquet")[0]
+    generations.write_table(name, generations.read_table(name).slice(1))
+    with pytest.raises(StudyError, match="form complete batches of this run"):
+        annotate(study, config)
+    assert not folder.exists("temporary")
 
 
 def test_missing_or_repeated_answer_is_an_error(annotated_study: Folder) -> None:

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from scipy.stats import beta, binom
 
-from slick.annotation.labels import category_flips, control_questions, knowledge_table
+from slick.annotation.controls import control_questions
+from slick.annotation.knowledge import category_flips, category_pairs, knowledge_table
 from slick.annotation.uncertainty import (
     Scoring,
     collect_evidence,
@@ -171,7 +172,7 @@ def test_controls_find_the_subject_in_another_unicode_form() -> None:
 def test_category_flips_are_counted_by_category() -> None:
     first = pa.table({"question_id": ["a", "b", "c"], "category": ["Unknown", "Unknown", "MaybeKnown"]})
     second = pa.table({"question_id": ["c", "a"], "category": ["MaybeKnown", "WeaklyKnown"]})
-    flips = category_flips(first, second)
+    flips = category_flips(category_pairs(first, second))
     assert (flips["questions"], flips["flipped"], flips["flip_rate"]) == (2, 1, 0.5)
     assert flips["from_to"]["Unknown"]["WeaklyKnown"] == 1
     assert flips["from_to"]["MaybeKnown"]["MaybeKnown"] == 1

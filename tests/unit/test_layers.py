@@ -18,6 +18,7 @@ ALLOWED_FILES = {
         "slick/compat.py",
         "slick/cluster.py",
         "slick/cluster_setup.py",
+        "slick/annotation/tasks.py",
         "slick/annotation/worker.py",
         "tuning/finetune.py",
         "tuning/ray_trainer.py",

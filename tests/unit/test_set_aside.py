@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from slick.annotation import AnnotateConfig
+from slick.annotation.selection import labelled_questions
 from slick.annotation.set_aside import (
     SET_ASIDE_SCHEMA,
     TOO_LONG,
@@ -15,11 +16,9 @@ from slick.annotation.set_aside import (
     count_set_aside_by_store,
     drop_questions,
     find_too_long,
-    labelled_questions,
     max_prompt_tokens,
     read_set_aside,
 )
-from slick.annotation.store import cut_batches, exclude_questions
 from slick.annotation.worker import AnswerSetSpec
 from slick.errors import DataError, ModelError, SettingsError
 from slick.inference.base import SamplingConfig
@@ -136,14 +135,11 @@ def test_counts_are_by_store_reason_relation_and_split() -> None:
     }
 
 
-def test_other_questions_keep_their_batches(tmp_path: Path) -> None:
+def test_labelled_questions_are_not_set_aside(tmp_path: Path) -> None:
     table = questions(*"abcdefgh")
     set_aside = SET_ASIDE_SCHEMA.empty_table()
     columns = {"relation": "P1", "domain": "id", "split": "test", "reason": TOO_LONG, "num_tokens": 9, "limit": 8}
     set_aside = pa.Table.from_pylist([{"question_id": f"P1-{i}", **columns} for i in (1, 3, 4, 5)], set_aside.schema)
-    batches = exclude_questions(cut_batches(table, 2), set_aside)
-    ids = {batch.index: batch.questions["question_id"].to_pylist() for batch in batches}
-    assert ids == {0: ["P1-0"], 1: ["P1-2"], 3: ["P1-6", "P1-7"]}
     assert drop_questions(table, set_aside)["question_id"].to_pylist() == ["P1-0", "P1-2", "P1-6", "P1-7"]
     folder = Folder(str(tmp_path))
     assert labelled_questions(folder, table).equals(table)
