@@ -9,9 +9,9 @@ The checks annotate some questions a second time, and some about subjects that d
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,12 +20,18 @@ from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_stor
 from slick.annotation.controls import CONTROL_PREFIX, find_names, invent_subjects
 from slick.annotation.judge import grade_answers, judge_fingerprint
 from slick.annotation.knowledge import (
-    SampleCounts,
     add_rare_knowledge,
     category_flips,
     category_pairs,
     count_categories,
     label_questions,
+)
+from slick.annotation.label_summary import (
+    AnswerSummary,
+    LabelSummary,
+    StoredTable,
+    answers_by_category,
+    curve_counts,
 )
 from slick.annotation.plan import temporary_files
 from slick.annotation.selection import (
@@ -72,10 +78,6 @@ def judge_inputs(config: AnnotateConfig) -> dict[str, str]:
     return {JUDGE: judge_fingerprint(config.judge)} if config.matcher == JUDGE else {}
 
 
-StoredTable: TypeAlias = "pa.Table | tuple[str, str]"
-"""A table, or the folder and the name of its temporary file."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelJob:
     """What the labels of all relations have in common."""
@@ -118,78 +120,6 @@ class LabelJob:
         return self.temporary.child(stored[0]).read_table(stored[1])
 
 
-@dataclass(slots=True, kw_only=True)
-class AnswerSummary:
-    """Summary of some or all part files of a store."""
-
-    rows: dict[str, list[StoredTable]] = field(default_factory=dict)
-    """Relation -> tables of `EVIDENCE_SCHEMA`."""
-    curve: dict[tuple[int, int], Counter[str]] = field(default_factory=dict)
-    """Exemplar sets and samples -> questions by category; see `Evidence.convergence_curve`."""
-    is_complete: bool = True
-    """Whether all samples were generated."""
-    undecided: list[str] = field(default_factory=list)
-    cost: Counter[str] = field(default_factory=Counter)
-    runtimes: list[dict[str, str]] = field(default_factory=list)
-
-    def merge(self, other: "AnswerSummary") -> None:
-        """Add the summary of further files."""
-        for relation, tables in other.rows.items():
-            self.rows.setdefault(relation, []).extend(tables)
-        for place, counts in other.curve.items():
-            self.curve.setdefault(place, Counter()).update(counts)
-        self.is_complete = self.is_complete and other.is_complete
-        self.undecided += other.undecided
-        self.cost.update(other.cost)
-        self.runtimes += [runtime for runtime in other.runtimes if runtime not in self.runtimes]
-
-    def convergence_curve(self) -> list[dict[str, Any]]:
-        """As in `Evidence`."""
-        names = [str(category) for category in Category]
-        return [
-            {"exemplar_sets": sets, "samples": samples, "categories": {name: counts[name] for name in names}}
-            for (sets, samples), counts in (self.curve.items() if self.is_complete else ())
-        ]
-
-
-@dataclass(slots=True, kw_only=True)
-class LabelSummary:
-    """The labels of some or all relations, in counts."""
-
-    tables: list[StoredTable] = field(default_factory=list)
-    """The knowledge tables, without `chance_known` of Unknown questions."""
-    num_questions: Counter[str] = field(default_factory=Counter)
-    """Store -> questions with a label."""
-    num_answered: int = 0
-    """Questions of the main store, also those without a label because they are undecided."""
-    categories: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
-    """Relation -> split -> category -> number."""
-    answers: dict[str, Counter[str]] = field(default_factory=dict)
-    """Category -> numbers of questions and answers."""
-    samples: SampleCounts = field(default_factory=SampleCounts)
-    repeated: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Categories of the first and the second time -> number."""
-    controls: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
-    undecided: dict[str, pa.Table] = field(default_factory=dict)
-    """Store -> `SET_ASIDE_SCHEMA`."""
-
-    def merge(self, other: "LabelSummary") -> None:
-        """Add the labels of further relations."""
-        self.tables += other.tables
-        self.num_questions.update(other.num_questions)
-        self.num_answered += other.num_answered
-        self.categories |= other.categories
-        for category, numbers in other.answers.items():
-            self.answers.setdefault(category, Counter()).update(numbers)
-        self.samples.merge(other.samples)
-        self.repeated.update(other.repeated)
-        self.controls |= other.controls
-        for store, table in other.undecided.items():
-            self.undecided[store] = pa.concat_tables(
-                [*([self.undecided[store]] if store in self.undecided else []), table]
-            )
-
-
 def label(
     selection: Selection,
     config: AnnotateConfig,
@@ -228,6 +158,8 @@ def label(
         large = False  # all grades are in memory
         judgements, judge_counts = grade_answers(folder, _texts_by_store(job, relations), config, judge)
         job = replace(job, scoring=replace(scoring, judged=judgements.matcher))
+    if large:
+        _LOG.info("annotate: computing labels")
     with temporary_files(folder) as temporary:
         job = replace(job, temporary=temporary if large else None)
         answers = {store: _summarize(job, store, relations, parallel=large) for store in job.stores()}
@@ -316,17 +248,13 @@ def _summarize_parts(
             summary.undecided += evidence.undecided
             # Without all samples there is no curve, but an empty file, of undecided questions only, has none either.
             is_complete = bool(evidence.convergence_curve) or not of_relation.num_rows
-            summary.merge(AnswerSummary(is_complete=is_complete, curve=_curve(evidence.convergence_curve)))
+            summary.merge(AnswerSummary(is_complete=is_complete, curve=curve_counts(evidence.convergence_curve)))
         cost, runtime = part_cost_and_runtime(folder, name)
         summary.merge(AnswerSummary(cost=Counter(cost), runtimes=[runtime]))
     for index, (relation, tables) in enumerate(rows.items()):
         name = f"{number:08d}-{index:04d}.parquet"
         summary.rows[relation] = [job.keep(f"evidence-{store}", name, pa.concat_tables(tables))]
     return summary
-
-
-def _curve(steps: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], Counter[str]]:
-    return {(step["exemplar_sets"], step["samples"]): Counter(step["categories"]) for step in steps}
 
 
 def _gold_answers(study: Folder, relation: StoredRelation | None, part: pa.Table) -> dict[str, list[str]]:
@@ -389,7 +317,7 @@ def _label_relation(
     table = labels[main]
     summary.tables.append(job.keep("labels", f"{number:06d}.parquet", table))
     summary.categories = count_categories(table)
-    summary.answers = _answers_by_category(table)
+    summary.answers = answers_by_category(table)
     summary.samples.add(table, is_judged=is_judged)
     if REPEATS in labels:
         again = labels[REPEATS]
@@ -439,17 +367,6 @@ def _counts(labels: LabelSummary, answers: AnswerSummary, config: AnnotateConfig
         "prompt_tokens_reused": round(prefix_reuse_share(cost), 4),
         "categories": labels.categories,
         "draws_by_category": _generated_answers(labels, config),
-    }
-
-
-def _answers_by_category(knowledge: pa.Table) -> dict[str, Counter[str]]:
-    """Category -> numbers of questions and answers."""
-    sums = [("sampled_total", "sum"), ("greedy_total", "sum"), ("question_id", "count")]
-    return {
-        row["category"]: Counter(
-            questions=row["question_id_count"], answers=row["sampled_total_sum"] + row["greedy_total_sum"]
-        )
-        for row in knowledge.group_by("category").aggregate(sums).to_pylist()
     }
 
 

@@ -230,6 +230,9 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     log_ignored_settings(model)
     relations = list_relations(study)
     large = is_large(relations)
+    if large:
+        num = sum(relation.num_questions for relation in relations)
+        _LOG.info("annotate: planning %s questions of %s relations", f"{num:,}", len(relations))
     exemplars = _exemplars(study, relations, config, parallel=large)
     with temporary_files(folder):
         job = PlanJob(

@@ -33,15 +33,16 @@ def run_tasks(function: Callable[[Item], Result], items: Sequence[Item], *, para
     from slick.cluster import connect
 
     connect()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
+        _hide_object_warnings()  # in the process of the task
         # Raised in a task, an error would reach the driver wrapped in Ray's own message.
         try:
             return {"number": row["number"], "result": function(row["item"]), "error": None}
         except SlickError as error:
             return {"number": row["number"], "result": None, "error": (type(error).__name__, str(error))}
 
+    _hide_object_warnings()
     rows = [{"number": number, "item": item} for number, item in enumerate(items)]
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=1)
     quiet(results.context)
@@ -59,8 +60,15 @@ def run_tasks(function: Callable[[Item], Result], items: Sequence[Item], *, para
         raise getattr(errors, name)(message)
 
 
+def _hide_object_warnings() -> None:
+    """Ray Data warns about columns of Python objects."""
+    logging.getLogger("ray.data._internal.tensor_extensions.arrow").setLevel(logging.ERROR)
+
+
 def quiet(context: Any) -> None:
     """Set a Ray Data context for work that takes long, whose progress this package shows itself."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that progress bars are disabled
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a unit of a large model may take hours

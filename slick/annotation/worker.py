@@ -5,7 +5,6 @@ module of this package that imports ray.data.
 """
 
 import gc
-import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,8 +77,6 @@ SCHEMAS: dict[AnswerKind, pa.Schema] = {
     "judge": JUDGEMENT_SCHEMA,
     "log_probability": LOG_PROBABILITY_SCHEMA,
 }
-
-_LOG = logging.getLogger(__name__)
 
 GPU_BATCH_FACTOR = 8
 """A unit has this many times as many batches on a GPU as on the CPU."""
@@ -342,8 +339,6 @@ def run_worker_pool(
     from slick.cluster import connect
 
     connect()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that progress bars are disabled
     cluster = ray.cluster_resources()
     num_gpus = gpus_per_actor if gpus_per_actor is not None else float(cluster.get("GPU", 0) > 0)
     # On CPUs, two slots stay free for Ray Data's own tasks: a pool that holds all slots would deadlock.
