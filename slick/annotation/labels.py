@@ -8,7 +8,7 @@ The checks annotate some questions a second time, and some about subjects that d
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -67,6 +67,7 @@ _LOG = logging.getLogger(__name__)
 
 _QUESTIONS_PER_CHUNK = 20_000
 """Answers to about this many questions are summarized at a time."""
+_ROWS_PER_PART = 1 << 16
 
 
 def judge_inputs(config: AnnotateConfig) -> dict[str, str]:
@@ -118,6 +119,16 @@ class LabelJob:
             return stored
         assert self.temporary is not None
         return self.temporary.child(stored[0]).read_table(stored[1])
+
+    def load_parts(self, stored: StoredTable) -> Iterator[pa.Table]:
+        """A table that `keep` has kept, of which one part at a time is in memory."""
+        if isinstance(stored, pa.Table):
+            yield stored
+            return
+        assert self.temporary is not None
+        with self.temporary.child(stored[0]).open_parquet(stored[1]) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_PER_PART, use_threads=False):
+                yield pa.Table.from_batches([batch])
 
 
 def label(
@@ -179,8 +190,8 @@ def label(
         probability = labels.samples.rare_knowledge_probability()
         folder.delete(MANIFEST)  # until it is replaced, `slick annotate` would restore the original labels
         write_undecided(folder, labels.undecided)
-        tables = (add_rare_knowledge(job.load(table), probability) for table in labels.tables)
-        folder.write_table_parts("knowledge.parquet", KNOWLEDGE_SCHEMA, tables)
+        parts = (add_rare_knowledge(part, probability) for table in labels.tables for part in job.load_parts(table))
+        folder.write_table_parts("knowledge.parquet", KNOWLEDGE_SCHEMA, parts)
         folder.write_json("confidence.json", confidence)
     without_label = {
         store: pa.concat_tables([table, labels.undecided[store]]) if store in labels.undecided else table

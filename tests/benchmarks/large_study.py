@@ -14,6 +14,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -86,12 +87,20 @@ def write_engine(folder: Path) -> None:
     (info / "entry_points.txt").write_text("[slick.components]\npretend = pretend_engine\n")
 
 
+def log_memory(started_at: float, every_s: float = 10.0) -> None:
+    """Print the resident memory of this process again and again."""
+    while True:
+        print(f"{time.monotonic() - started_at:.0f} s: {psutil.Process().memory_info().rss / 1e6:.0f} MB", flush=True)
+        time.sleep(every_s)
+
+
 def run_driver(out: str, model: str) -> None:
     """Annotate in this process, and print its highest memory in bytes and its CPU seconds."""
     from slick.annotation import AnnotateConfig, annotate
     from slick.inference.base import SamplingConfig
 
     started_at = time.monotonic()
+    threading.Thread(target=log_memory, args=(started_at,), daemon=True).start()
     annotate(
         Folder(out),
         AnnotateConfig(
