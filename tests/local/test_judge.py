@@ -52,8 +52,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(units_for: Any, config: WorkerConfig, **_: object) -> Iterator[dict[str, Any]]:
         worker = AnnotationWorker(config)
         for unit in units_for(False, 1, 1):
-            (row,) = unit.to_pylist()
-            yield worker.answer(row)
+            yield worker.answer(unit)
 
     monkeypatch.setattr(judge_pool, "run_worker_pool", run)
 
