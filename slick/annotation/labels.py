@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_store
 from slick.annotation.controls import CONTROL_PREFIX, find_names, invent_subjects
@@ -110,7 +111,8 @@ class LabelJob:
         """Keep a table for another task, in a file if there is a folder for them."""
         if self.temporary is None:
             return table
-        self.temporary.child(folder).write_table(name, table)
+        parts = (table.slice(start, _ROWS_PER_PART) for start in range(0, table.num_rows, _ROWS_PER_PART))
+        self.temporary.child(folder).write_table_parts(name, table.schema, parts)
         return (folder, name)
 
     def load(self, stored: StoredTable) -> pa.Table:
@@ -126,9 +128,9 @@ class LabelJob:
             yield stored
             return
         assert self.temporary is not None
-        with self.temporary.child(stored[0]).open_parquet(stored[1]) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_PER_PART, use_threads=False):
-                yield pa.Table.from_batches([batch])
+        folder, name = self.temporary.child(stored[0]), stored[1]
+        for group in range(folder.read_parquet(name, lambda file: file.metadata.num_row_groups)):
+            yield folder.read_parquet(name, partial(pq.ParquetFile.read_row_group, i=group, use_threads=False))
 
 
 def label(

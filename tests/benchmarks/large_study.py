@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from slick.storage import Folder
 from slick.study import MANIFEST, complete_step
@@ -120,7 +121,7 @@ def summary(out: str) -> dict[str, object]:
     """What identifies the labels of a study, read row group by row group."""
     folder = Folder(out).child("annotate")
     digest, num = hashlib.blake2b(digest_size=8), 0
-    with folder.open_parquet("knowledge.parquet") as file:
+    with pq.ParquetFile(f"{folder.local_path}/knowledge.parquet") as file:
         for batch in file.iter_batches(columns=["question_id", "category", "chance_known"], use_threads=False):
             num += batch.num_rows
             digest.update(repr(batch.to_pydict()).encode())
