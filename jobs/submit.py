@@ -6,7 +6,8 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 --address URL         the head's dashboard, or RAY_API_SERVER_ADDRESS; `ray dashboard cluster.yaml` opens a tunnel to it
 --out URI             the study folder, which every node must reach: s3://..., gs://..., file:///shared/disk/...
 --env NAME            pass this environment variable on; may be repeated. Its value is not shown here, but Ray stores it
-                      with the job and in a log on the nodes (runtime_env_agent.log), readable with the cluster's token
+                      with the job and in a log on the nodes (runtime_env_agent.log), readable with the cluster's token,
+                      and in the command line of each worker while it starts, which users of the node can read
 --requirements FILE   packages that every node installs first, such as requirements.lock; not needed if the image has
                       them
 --no-wait             do not follow the log of the job; `slick jobs` does that later
