@@ -78,7 +78,7 @@ def study(interrupted_study: InterruptedStudy) -> Path:
 @pytest.fixture(scope="session")
 def interrupted_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InterruptedStudy]:
     """A smoke study with secrets in its environment. Ray's folder has a short path, for sockets."""
-    with tempfile.TemporaryDirectory(prefix="slick-") as ray_folder:
+    with tempfile.TemporaryDirectory(prefix="slick-", ignore_cleanup_errors=True) as ray_folder:
         yield interrupt_and_resume(tmp_path_factory.mktemp("study") / "smoke", Path(ray_folder))
 
 
