@@ -14,7 +14,7 @@ UNSHARED := chat_prompts.py compiled.py engine.py engine_on_device.py forward.py
 UNSHARED += report_browser.py tokens.py training_on_device.py
 UNSHARED := $(addprefix tests/local/test_,$(UNSHARED))
 
-.PHONY: demo test test-all test-clusters test-real test-units test-vllm faults check audit lock setup clean
+.PHONY: demo test test-all test-clusters test-real test-units test-vllm faults soak check audit lock setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -97,6 +97,13 @@ SEED ?= 0
 FAULTS_OUT ?= fault-results.json
 faults: $(READY)
 	$(VENV)/bin/python -m tests.faults.harness --minutes $(MINUTES) --seed $(SEED) --out $(FAULTS_OUT)
+
+# Repeats a small annotation, then small trainings, with random kills; docs/benchmarks.md. Measured minutes in SOAK_OUT
+# count, so that an hour can be collected in parts.
+SOAK_OUT ?= soak
+soak: $(READY)
+	$(VENV)/bin/python -m tests.benchmarks.soak --part annotate --minutes $(MINUTES) --out $(SOAK_OUT)-annotate.json
+	$(VENV)/bin/python -m tests.benchmarks.soak --part train --minutes $(MINUTES) --out $(SOAK_OUT)-train.json
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
