@@ -1,20 +1,31 @@
 """The harness of random faults: it finds changed rows, judges how a run ended, and counts faults by kind and step."""
 
 import json
+import random
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.faults import kinds
 from tests.faults.comparison import find_differences
 from tests.faults.harness import next_number, read_results, write_results
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import KINDS, Target
 from tests.faults.leftovers import Watch, leftover_files, session_processes, unused_shared_memory
+from tests.faults.places import choose_place
 from tests.faults.results import summary, table
 from tests.faults.rounds import CONTINUED, RESUMED, WRONG, Applied, Round, _judge_end, plan_round
+from tests.faults.store_proxy import CUT, ERRORS, LATENCY, StoreProxy, running_proxy
 from tests.waiting import wait_for
 
 ANSWERS = {
@@ -162,3 +173,117 @@ def test_processes_and_files_that_remain_are_found(tmp_path: Path) -> None:
         "TMPDIR/slick-x",
     ]
     assert "slick-not-there" not in unused_shared_memory(set())
+
+
+@pytest.fixture
+def store() -> Iterator[StoreProxy]:
+    """A proxy of a server that keeps the bodies of PUT requests."""
+    objects: dict[str, bytes] = {}
+
+    class Store(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            objects[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(200, b"")
+
+        def do_GET(self) -> None:
+            self.answer(200 if self.path in objects else 404, objects.get(self.path, b"not there"))
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        with running_proxy(f"http://127.0.0.1:{server.server_address[1]}", random.Random(0)) as proxy:
+            yield proxy
+        server.shutdown()
+        thread.join()
+
+
+def put(store: StoreProxy, name: str, body: bytes) -> int:
+    request = urllib.request.Request(f"{store.address}/{name}", data=body, method="PUT")
+    return urllib.request.urlopen(request).status
+
+
+def get(store: StoreProxy, name: str) -> bytes:
+    return urllib.request.urlopen(f"{store.address}/{name}").read()
+
+
+def test_proxy_passes_requests_and_answers(store: StoreProxy) -> None:
+    assert put(store, "a", b"x" * 100_000) == 200
+    assert get(store, "a") == b"x" * 100_000
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(store, "b")
+    connection = HTTPConnection(urlsplit(store.address).netloc)
+    connection.request("PUT", "/c", body=iter([b"in ", b"chunks"]), encode_chunked=True)
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert get(store, "c") == b"in chunks"
+    assert store.num_disturbed == 0
+
+
+def test_disturbed_proxy_answers_errors_or_cuts_connections(store: StoreProxy) -> None:
+    put(store, "a", b"x" * 100_000)
+    store.disturb(ERRORS)
+    statuses = set()
+    for _ in range(20):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            get(store, "a")
+        statuses.add(caught.value.code)
+    assert statuses == {429, 500, 503}
+    store.disturb(CUT)
+    for _ in range(10):
+        with pytest.raises((OSError, HTTPException)):
+            get(store, "a")
+    store.disturb(CUT, share=0.0)
+    assert get(store, "a") == b"x" * 100_000
+    store.recover()
+    assert store.num_disturbed == 30
+    assert get(store, "a") == b"x" * 100_000
+
+
+@pytest.mark.parametrize(("name", "fault"), [("errors", ERRORS), ("latency", LATENCY), ("cut", CUT)])
+def test_object_store_fails_for_some_time(
+    name: str, fault: str, store: StoreProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "_STORE_OUTAGES_S", (0.2, 0.4))
+    monkeypatch.setattr(kinds, "_LONG_STORE_OUTAGE_S", 0.4)
+    actions: list[str] = []
+
+    def request() -> bool:
+        actions.append(store.draw_action()[0])
+        return False
+
+    target = Target(
+        session=0,
+        disk=tmp_path,
+        hooks=tmp_path,
+        store=store,
+        has_ended=request,
+        is_in_step=lambda: True,
+        rng=random.Random(1),
+    )
+    action = KINDS[f"object store {name}"].inject(target)
+    assert action is not None
+    assert "requests disturbed" in action
+    assert set(actions) <= {"", fault}
+    assert fault in actions
+    assert store.draw_action() == ("", 0.0), "it has recovered"
+
+
+def test_place_of_a_study_fits_the_kinds_of_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reference" / "world").mkdir(parents=True)
+    with choose_place(tmp_path / "round", tmp_path / "reference", list(KINDS), 0) as place:
+        assert place.proxy is None
+        assert Path(place.uri, "world").is_dir()
+        assert "driver" in place.kinds
+        assert not {name for name in place.kinds if KINDS[name].needs == "store"}
+        assert place.fetch() == Path(place.uri)
