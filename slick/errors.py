@@ -28,10 +28,11 @@ _MAX_MESSAGE_CHARS = 400
 
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+INCOMPLETE = "incomplete transfer"
 # pyarrow raises OSErrors without a number for object stores. 60 and 77 are errors of certificates.
 _STORE_ERROR = re.compile(
     r"(?!.*curlCode: (60|77)\b).*(curlCode|HTTP status (408|429|5\d\d)|AWS Error (NETWORK_CONNECTION|SLOW_DOWN"
-    r"|SERVICE_UNAVAILABLE|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT))",
+    rf"|SERVICE_UNAVAILABLE|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT)|{INCOMPLETE})",
     re.DOTALL,
 )
 # torch and safetensors write files in C++ and Rust; their errors are not OSErrors.

@@ -16,6 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar, Union, cast
@@ -25,11 +26,17 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from slick.errors import SettingsError, StudyError, file_errors, is_store_error, temporary_folder
+from slick.errors import INCOMPLETE, SettingsError, StudyError, file_errors, is_store_error, temporary_folder
 from slick.strict_json import parse_json
 from slick.uris import check_uri
 
 _LOG = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 1 << 20
+_MAX_REQUEST_BYTES = 5 << 20
+"""A file of this size or less is uploaded to S3 in one request; pyarrow divides files of 10 MiB and more."""
+_MAX_TRANSFERS = 8
+"""Files of a folder that are copied from or to an object store at the same time."""
 
 RETRY_S = 120.0
 """Seconds for which an operation is retried while an object store does not answer or answers temporary errors."""
@@ -140,10 +147,9 @@ class Folder:
     def _open(self) -> tuple[pafs.FileSystem, str]:
         if self.is_local:
             return pafs.LocalFileSystem(), self.uri
-        uri = self.uri
-        if uri.startswith("s3://"):
-            # A small file is one request. Otherwise, Ctrl-C while an upload begins would leave an empty object.
-            uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
+        return self._open_store(self.uri)
+
+    def _open_store(self, uri: str) -> tuple[pafs.FileSystem, str]:
         with file_errors(str(self), "opened"):
             try:
                 filesystem, path = self._retry(lambda: pafs.FileSystem.from_uri(uri))  # it may ask for the region
@@ -248,17 +254,48 @@ class Folder:
         if "/" in name:
             raise StudyError(f"{self}/{name} cannot be written: {name} is not the name of a file inside this folder")
         if not self.is_local:
-            filesystem, path = self._open()
-
-            def write() -> None:
-                with filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream:
-                    stream.write(data)
-
             with file_errors(f"{self}/{name}", "written"):
-                self._retry(write)
+                self._upload(name, data)
             return
         with self.open_output(name) as file:
             file.write(data)
+
+    def _upload(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Write an object whose content is complete, or not at all.
+
+        The thread is not interrupted by Ctrl-C, which would let the stream's end complete the upload too early. The
+        functions of pyarrow that copy files ignore errors at the end of an upload, so they are not used.
+        """
+        size = len(data)
+        uri = self.uri
+        is_one_request = uri.startswith("s3://") and size <= _MAX_REQUEST_BYTES
+        if is_one_request:
+            uri += f"{'&' if '?' in uri else '?'}allow_delayed_open=true"
+        filesystem, path = self._open_store(uri) if is_one_request else self._open()
+
+        def write() -> None:
+            with filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream:
+                stream.write(data)
+            if not is_one_request and (stored := filesystem.get_file_info(f"{path}/{name}").size) != size:
+                raise OSError(f"{INCOMPLETE}: {stored} of {size} bytes of {name} are stored")
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self._retry, write).result()
+
+    def _download(self, name: str, size: int, target: str) -> None:
+        """Copy the content of an object to a local file, and check its size."""
+        filesystem, path = self._open()
+
+        def read() -> None:
+            with (
+                filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream,
+                open(target, "wb") as file,
+            ):
+                shutil.copyfileobj(stream, file, _BLOCK_BYTES)
+                if (read := file.tell()) != size:
+                    raise OSError(f"{INCOMPLETE}: {read} of {size} bytes of {name} were read")
+
+        self._retry(read)
 
     @contextmanager
     def open_output(self, name: str) -> Iterator[BinaryIO]:
@@ -267,14 +304,14 @@ class Folder:
         For an object store it is written to a temporary local file first.
         """
         self.mkdir()
-        filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "written"):
             if not self.is_local:
                 with tempfile.NamedTemporaryFile(prefix="slick-staged-") as copy:
                     yield cast(BinaryIO, copy)
                     copy.flush()
-                    self._retry(lambda: _copy_files(copy.name, f"{path}/{name}", target_system=filesystem))
+                    self._upload(name, _map_file(copy.name))
                 return
+            path = self.uri
             part = f"{path}/.{name}.{uuid.uuid4().hex}.part"
             try:
                 with open(part, "wb") as file:
@@ -411,9 +448,17 @@ class Folder:
 
     def download(self, target: str) -> None:
         """Copy all files, also those of subfolders, to the local folder `target`."""
-        filesystem, path = self._open()
-        with file_errors(str(self), f"copied to {target}"):
-            self._retry(lambda: _copy_files(path, target, source_system=filesystem))
+        sizes = self.sizes()
+        if not sizes:
+            raise StudyError(f"{self} does not exist or is empty; run the step that writes it first")
+
+        def fetch(name: str) -> None:
+            path = os.path.join(target, *name.split("/"))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            self._download(name, sizes[name], path)
+
+        with file_errors(str(self), f"copied to {target}"), ThreadPoolExecutor(_MAX_TRANSFERS) as pool:
+            list(pool.map(fetch, sizes))
 
     @contextmanager
     def as_local_path(self) -> Iterator[str]:
@@ -430,10 +475,14 @@ class Folder:
 
     def add(self, source: str) -> None:
         """Copy all files of the local folder `source` into this folder; other files are kept."""
-        self.mkdir()
-        filesystem, path = self._open()
-        with file_errors(str(self), "written"):
-            self._retry(lambda: _copy_files(source, path, target_system=filesystem))
+        if self.is_local:
+            self.mkdir()
+            with file_errors(str(self), "written"):
+                _copy_local_folder(source, self.uri)
+            return
+        names = list(Folder(source).sizes())
+        with file_errors(str(self), "written"), ThreadPoolExecutor(_MAX_TRANSFERS) as pool:
+            list(pool.map(lambda name: self._upload(name, _map_file(os.path.join(source, *name.split("/")))), names))
 
     def delete(self, name: str = "") -> None:
         """Delete a file or, without a name, this folder; does nothing if it does not exist."""
@@ -508,23 +557,20 @@ class Folder:
             return
         with self.atomic_replace() as new, file_errors(str(self), "written"):
             # Not copytree, which would copy the private mode of temporary folders; the umask decides who may read.
-            _copy_files(source, new.uri)
+            _copy_local_folder(source, new.uri)
 
 
-def _copy_files(
-    source: str,
-    target: str,
-    *,
-    source_system: pafs.FileSystem | None = None,
-    target_system: pafs.FileSystem | None = None,
-) -> None:
-    """Copy a file or a folder between file systems; None: this machine's."""
-    pafs.copy_files(
-        source,
-        target,
-        source_filesystem=source_system or pafs.LocalFileSystem(),
-        destination_filesystem=target_system or pafs.LocalFileSystem(),
-    )
+def _copy_local_folder(source: str, target: str) -> None:
+    local = pafs.LocalFileSystem()
+    pafs.copy_files(source, target, source_filesystem=local, destination_filesystem=local)
+
+
+def _map_file(path: str) -> bytes | pa.Buffer:
+    """The content of a file, which is read when it is used."""
+    if not os.path.getsize(path):
+        return b""
+    with pa.memory_map(path) as file:
+        return file.read_buffer()
 
 
 def pickled_columns(schema: pa.Schema) -> list[str]:

@@ -10,6 +10,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,9 +36,10 @@ class ObjectStore(Folder):
     def _open(self) -> tuple[pafs.FileSystem, str]:
         return self.store, self.uri.removeprefix("memory://")
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        self.store.create_dir(self.uri.removeprefix("memory://"))  # a bucket needs no folders, this file system does
-        super().write_bytes(name, data)
+    def _upload(self, name: str, data: bytes | pa.Buffer) -> None:
+        path = f"{self.uri.removeprefix('memory://')}/{name}"
+        self.store.create_dir(os.path.dirname(path))  # a bucket needs no folders, this file system does
+        super()._upload(name, data)
 
 
 @pytest.fixture(params=["path", "file uri", "object store"])
@@ -144,6 +147,55 @@ def test_lasting_outage_of_an_object_store_is_one_message(failing_store: Failing
     with pytest.raises(StudyError, match=r"a cannot be read: .*HTTP status 503.* run the same command again, which"):
         failing_store.read_bytes("a")
     assert len(failing_store.errors) == 999
+
+
+@pytest.fixture
+def busy_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    """A folder of an S3 server that answers every request with 429."""
+
+    class Busy(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(429)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD = do_POST = do_PUT = answer
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        variables = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-west-2"}
+        variables |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}"}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield Folder("s3://bucket/study")
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("size", [1, 11 << 20], ids=["one request", "several parts"])
+def test_failed_upload_is_an_error(
+    busy_store: Folder, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyarrow's `copy_files` ignores it."""
+    monkeypatch.setattr(Folder, "retry_s", 0.0)
+    (tmp_path / "weights").write_bytes(bytes(size))
+
+    def write_output() -> None:
+        with busy_store.open_output("a") as file:
+            file.write(bytes(size))
+
+    for write in (
+        lambda: busy_store.add(str(tmp_path)),
+        lambda: busy_store.write_bytes("a", bytes(size)),
+        lambda: busy_store.upload(str(tmp_path)),
+        write_output,
+    ):
+        with pytest.raises(StudyError, match=r"s3://bucket/study.*HTTP status 429.* run the same command again"):
+            write()
 
 
 @pytest.mark.parametrize("text", LASTING_ERRORS)
