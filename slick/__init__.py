@@ -98,7 +98,7 @@ __all__ = [
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "slick.annotation": ("AnnotateConfig", "RescoreConfig", "read_generations", "read_p_true"),
-    "slick.annotation.labels": ("rescore",),
+    "slick.annotation.rescoring": ("rescore",),
     "slick.annotation.step": ("annotate",),
     "slick.annotation.wording": ("WordingConfig",),
     "slick.inference.base": ("SamplingConfig",),

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from slick.annotation import AnnotateConfig
-from slick.annotation.store import unit_size
+from slick.annotation.plan import unit_size
 from slick.annotation.worker import GPU_BATCH_FACTOR
 
 GPUS = (1, 8, 64, 250, 1000)
