@@ -216,7 +216,8 @@ def _texts_by_store(job: LabelJob, relations: Sequence[StoredRelation]) -> dict[
             return {name for column in texts for name in find_names(column, names)}
 
         tables[CONTROLS] = invent_subjects(tables[CONTROLS], job.config.seed, find_used)
-    return {store: drop_questions(table, job.set_aside[store]) for store, table in tables.items()}
+    kept = {store: drop_questions(table, job.set_aside[store]) for store, table in tables.items()}
+    return {store: table for store, table in kept.items() if table.num_rows}
 
 
 def _questions(job: LabelJob, relation: StoredRelation, *, whole: bool) -> dict[str, pa.Table]:
@@ -253,9 +254,8 @@ def _summarize_parts(
             of_relation = part.filter(pc.equal(part["relation"], relation))
             scoring = job.scoring
             if job.rematch:
-                scoring = replace(
-                    scoring, gold=_gold_answers(job.selection.study, relations.get(relation), of_relation)
-                )
+                gold = _gold_answers(job.selection.study, store, relations.get(relation), of_relation)
+                scoring = replace(scoring, gold=gold)
             evidence = collect_evidence(iter([of_relation]), scoring)
             rows.setdefault(relation, []).append(evidence.rows)
             summary.undecided += evidence.undecided
@@ -270,21 +270,25 @@ def _summarize_parts(
     return summary
 
 
-def _gold_answers(study: Folder, relation: StoredRelation | None, part: pa.Table) -> dict[str, list[str]]:
-    """The gold answers to the questions of a part file."""
+def _gold_answers(study: Folder, store: str, relation: StoredRelation | None, part: pa.Table) -> dict[str, list[str]]:
+    """The gold answers to the questions of a relation in a part file; those of control questions are the real ones'.
+
+    Raises:
+        EngineError: the study lacks one of the questions.
+    """
     ids = part["question_id"].to_pylist()
-    originals = {question_id.removeprefix(CONTROL_PREFIX): question_id for question_id in ids}
-    if relation is None:
-        return {}
-    questions = read_relation(study, relation, ["question_id", "answers"])
-    questions = questions.filter(
-        pc.is_in(questions["question_id"], value_set=pa.array([*originals, *ids], pa.string()))
-    )
-    answers = dict(zip(*(questions[name].to_pylist() for name in ("question_id", "answers")), strict=True))
-    return {
-        question_id: answers[question_id if question_id in answers else question_id.removeprefix(CONTROL_PREFIX)]
-        for question_id in ids
-    }
+    originals = [question_id.removeprefix(CONTROL_PREFIX) for question_id in ids] if store == CONTROLS else ids
+    answers: dict[str, list[str]] = {}
+    if relation is not None:
+        questions = read_relation(study, relation, ["question_id", "answers"])
+        questions = questions.filter(pc.is_in(questions["question_id"], value_set=pa.array(originals, pa.string())))
+        answers = dict(zip(*(questions[name].to_pylist() for name in ("question_id", "answers")), strict=True))
+    if missing := sorted(set(originals) - answers.keys()):
+        raise EngineError(
+            f"annotate/{store} holds answers to {len(missing):,} questions of relation {part['relation'][0]} that the "
+            f"study lacks, such as {missing[:3]}; delete annotate/ and annotate again"
+        )
+    return {question_id: answers[original] for question_id, original in zip(ids, originals, strict=True)}
 
 
 def _check_relations(answers: Mapping[str, AnswerSummary]) -> None:

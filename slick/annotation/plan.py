@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -126,9 +127,8 @@ def write_plan(folder: Folder, file: str, questions: pa.Table, batch_questions: 
     size = max(_ROWS_PER_GROUP, -(-table.num_rows // _MAX_GROUPS))
     parts = (table.slice(start, size) for start in range(0, table.num_rows, size))
     folder.write_table_parts(file, PLAN_SCHEMA, parts)
-    ends = [*starts[1:], len(batch)]
     runs = []
-    for start, end in zip(starts, ends, strict=True):
+    for start, end in pairwise([*starts, len(batch)]):
         names = {name: questions[name][start].as_py() for name in ("relation", PROMPT_GROUP)}
         if (batches := np.unique(batch[start:end][kept[start:end]])).size:
             runs.append(BatchRun(batches=batches, **names))

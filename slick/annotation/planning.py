@@ -5,7 +5,7 @@ The driver holds what is small: exemplars, prefixes, control questions, numbers 
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from slick.annotation.plan import Plan, plan_folder, write_plan
 from slick.annotation.prompting import PromptBuilder, question_texts
 from slick.annotation.selection import Selection, questions_by_store
 from slick.annotation.set_aside import (
+    CountTokens,
     check_set_aside_share,
     drop_questions,
     find_too_long,
@@ -29,6 +30,7 @@ from slick.annotation.store import check_selected
 from slick.annotation.tasks import run_tasks
 from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.datasets.by_relation import StoredRelation, read_relation
+from slick.inference.base import PromptStyle
 from slick.prompt_formats import Exemplar, PromptFormat
 from slick.prompts import draw_exemplar_sets
 from slick.storage import Folder
@@ -111,6 +113,8 @@ class PlanJob:
     """With stores without prefixes."""
     context: int
     """Tokens of the model's context."""
+    counters: dict[PromptStyle, CountTokens] = field(default_factory=dict)
+    """One for all relations, because each loads the tokenizer when it is first called."""
 
     def builder(self, store: str, relations: Sequence[str]) -> PromptBuilder:
         """The builder of a store's prompts of these relations."""
@@ -127,9 +131,10 @@ class PlanJob:
     def too_long(self, store: str, questions: pa.Table, prefixes: dict[str, list[str]]) -> pa.Table:
         """The questions of a store that exceed the model's context, as `SET_ASIDE_SCHEMA`."""
         spec = replace(self.worker_config.stores[store], prefixes=prefixes)
-        model, trust = self.worker_config.engine_config.model, self.config.trust_remote_code
-        count_tokens = token_counter(model, trust_remote_code=trust, style=spec.style)
-        return find_too_long(questions, spec, self.context, count_tokens)
+        if spec.style not in self.counters:
+            model, trust = self.worker_config.engine_config.model, self.config.trust_remote_code
+            self.counters[spec.style] = token_counter(model, trust_remote_code=trust, style=spec.style)
+        return find_too_long(questions, spec, self.context, self.counters[spec.style])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,6 +153,16 @@ class StudyPlan:
     """Upper bound of the tokens of any prompt and its answer."""
     first: dict[str, Any] | None
     """The first question with its prompt."""
+
+    def compared_prefixes(self, main: str) -> dict[str, list[str]]:
+        """The prefixes of the labels and control questions, which a resumed run must have as well.
+
+        A control question made of an exemplar may be the only one of its prompt group.
+
+        Args:
+            main: the store of the labels.
+        """
+        return self.prefixes[CONTROLS] | self.prefixes[main]
 
 
 def plan_questions(job: PlanJob, relations: Sequence[StoredRelation], *, parallel: bool) -> StudyPlan:

@@ -34,7 +34,7 @@ from slick.annotation.prompting import (
     exemplar_texts,
     prompts_fingerprint,
 )
-from slick.annotation.selection import is_large, select
+from slick.annotation.selection import is_large, labelled_questions, questions_by_store, select
 from slick.annotation.store import select_questions
 from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig, with_engine
 from slick.cluster import detect_device, device_without_ray
@@ -147,6 +147,9 @@ def _score_candidates(study: Folder, config: AnnotateConfig, model: str, inputs:
             with_exemplars=config.annotate_exemplars,
         )
         prompts = builder.add_prompts(selected)
+        tables = questions_by_store(labelled_questions(folder, selected), config)
+        if CONTROLS in tables:
+            builder.add_prompts(tables[CONTROLS])  # as in StudyPlan.compared_prefixes
         _check_same_prompts(folder, builder.prefixes, prompts.slice(0, 1).to_pylist()[0], config)
     if config.gpus_per_actor is not None and config.gpus_per_actor > 1:
         config = replace(config, gpus_per_actor=1.0)  # the packed engine takes one
@@ -244,7 +247,7 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
             context=context_length(model, trust_remote_code=config.trust_remote_code),
         )
         plan = plan_questions(job, relations, parallel=large)
-        _check_same_prompts(folder, plan.prefixes[main_store(config)], plan.first, config)
+        _check_same_prompts(folder, plan.compared_prefixes(main_store(config)), plan.first, config)
         specs = job.worker_config.stores.items()
         stores = {store: replace(spec, prefixes=plan.prefixes[store]) for store, spec in specs}
         worker_config = with_engine(replace(job.worker_config, stores=stores), max_tokens=plan.max_tokens)

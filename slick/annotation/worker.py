@@ -10,16 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from slick import errors
-from slick.annotation.plan import (
-    UNIT_SCHEMA,
-    read_unit,
-)
+from slick.annotation.plan import UNIT_SCHEMA, read_unit
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
 from slick.annotation.rubrics import ANSWER_RUBRIC, RUBRICS, Rubric
 from slick.annotation.store import COST_FIELDS, write_part
@@ -48,9 +45,6 @@ from slick.study_files import (
     P_TRUE_SCHEMA,
 )
 from slick.types import categories
-
-if TYPE_CHECKING:
-    pass
 
 SUMMARY_SCHEMA = pa.schema(
     [

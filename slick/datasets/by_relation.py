@@ -1,5 +1,6 @@
 """The stored questions of a study, one relation at a time, for steps that must not hold all of them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from slick.errors import StudyError
 from slick.storage import Folder
 from slick.stored_files import check_same_columns, read_validated_table
 from slick.study import require_manifest
-from slick.study_files import QUESTIONS_SPEC
+from slick.study_files import QUESTION_SCHEMA, QUESTIONS_SPEC
 
 QUESTIONS = "questions"
 
@@ -23,7 +24,7 @@ class StoredRelation:
     relation: str
     files: tuple[str, ...]
     num_questions: int
-    """Rows of these files, which may include other relations."""
+    """In all files and splits."""
 
 
 def list_relations(study: Folder) -> list[StoredRelation]:
@@ -35,15 +36,15 @@ def list_relations(study: Folder) -> list[StoredRelation]:
     folder = study.child(QUESTIONS)
     require_manifest(folder, QUESTIONS)
     files: dict[str, list[str]] = {}
-    num_questions: dict[str, int] = {}
+    num_questions: Counter[str] = Counter()
     columns: dict[str, set[str]] = {}
     for name in folder.names(".parquet"):
         if not name.startswith("part-"):
             continue
-        relations, columns[name], num = _inspect(folder, name)
-        for relation in relations:
+        counts, columns[name] = _inspect(folder, name)
+        num_questions.update(counts)
+        for relation in counts:
             files.setdefault(relation, []).append(name)
-            num_questions[relation] = num_questions.get(relation, 0) + num
     if not columns:
         raise StudyError(f"{folder} holds no part-*.parquet; run `slick questions` with this --out first")
     check_same_columns(folder, columns, QUESTIONS_SPEC)
@@ -73,26 +74,27 @@ def read_relation(study: Folder, stored: StoredRelation, columns: Sequence[str])
     return table.select([name for name in columns if name in table.column_names])
 
 
-def _inspect(folder: Folder, name: str) -> tuple[list[str], set[str], int]:
-    """The relations, columns and number of rows of a file."""
-    names, relations, num_rows = folder.read_parquet(
-        name, lambda file: (file.schema_arrow.names, _relations_by_statistics(file.metadata), file.metadata.num_rows)
+def _inspect(folder: Folder, name: str) -> tuple[Counter[str], set[str]]:
+    """Relation -> number of questions of a file, and those of its columns that every step reads if there are any."""
+    names, counts = folder.read_parquet(
+        name, lambda file: (file.schema_arrow.names, _count_by_statistics(file.metadata))
     )
-    if relations is None:
-        relations = read_validated_table(folder, name, QUESTIONS_SPEC, ["relation"])["relation"].unique().to_pylist()
-    return relations, set(names) & set(QUESTIONS_SPEC.schema.names), num_rows
+    if counts is None:
+        table = read_validated_table(folder, name, QUESTIONS_SPEC, ["relation"])
+        counts = Counter({row["values"]: row["counts"] for row in pc.value_counts(table["relation"]).to_pylist()})
+    return counts, set(names) & {*QUESTION_SCHEMA.names, *QUESTIONS_SPEC.optional}
 
 
-def _relations_by_statistics(metadata: pq.FileMetaData) -> list[str] | None:
-    """The relations of a file whose row groups each have one; None if the statistics do not say so."""
+def _count_by_statistics(metadata: pq.FileMetaData) -> Counter[str] | None:
+    """Relation -> number of questions of a file whose row groups each have one; None if statistics do not say so."""
     names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     if names.count("relation") != 1 or not metadata.num_row_groups:
         return None
-    relations: set[str] = set()
+    counts: Counter[str] = Counter()
     for group in range(metadata.num_row_groups):
         statistics = metadata.row_group(group).column(names.index("relation")).statistics
         is_known = statistics is not None and statistics.has_min_max and statistics.null_count == 0
         if not is_known or not isinstance(statistics.min, str) or statistics.min != statistics.max:
             return None
-        relations.add(statistics.min)
-    return sorted(relations)
+        counts[statistics.min] += metadata.row_group(group).num_rows
+    return counts

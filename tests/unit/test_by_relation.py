@@ -46,10 +46,10 @@ def study(tmp_path: Path) -> Folder:
 def test_relations_are_those_of_all_questions(study: Folder) -> None:
     relations = list_relations(study)
     assert [(stored.relation, stored.num_questions) for stored in relations] == [
-        ("P1", 18),
-        ("P10", 12),
-        ("P2", 18),
-        ("P9", 12),
+        ("P1", 12),
+        ("P10", 6),
+        ("P2", 6),
+        ("P9", 6),
     ]
     tables = [read_relation(study, stored, QUESTION_SCHEMA.names) for stored in relations]
     assert all(table["question_id"].to_pylist() == sorted(table["question_id"].to_pylist()) for table in tables)
@@ -68,6 +68,19 @@ def test_a_file_that_lacks_a_column_of_others_is_refused(study: Folder) -> None:
     folder.write_table("part-more.parquet", table.append_column("context", pa.nulls(table.num_rows, pa.string())))
     with pytest.raises(StudyError, match="lacks a column that other files of that folder have"):
         list_relations(study)
+
+
+def test_files_of_one_relation_each_are_counted_by_their_statistics(study: Folder) -> None:
+    table = pa.Table.from_pylist(rows("P31"), QUESTION_SCHEMA)
+    study.child("questions").write_table_parts("part-P31.parquet", QUESTION_SCHEMA, [table, table.slice(2)])
+    assert [stored.num_questions for stored in list_relations(study) if stored.relation == "P31"] == [10]
+
+
+def test_only_some_files_may_have_popularity(study: Folder) -> None:
+    folder = study.child("questions")
+    table = folder.read_table("part-more.parquet")
+    folder.write_table("part-more.parquet", table.append_column("popularity", pa.array([1] * table.num_rows)))
+    assert len(list_relations(study)) == 4
 
 
 def test_unfinished_questions_are_refused(tmp_path: Path) -> None:

@@ -189,3 +189,10 @@ def unit_of(plan: Plan) -> dict[str, Any]:
     """All batches of a plan."""
     (run,) = plan.runs
     return {"store": "generations", "plan": plan.file, "batches": run.batches.tolist()}
+
+
+def test_a_plan_may_be_empty(tmp_path: Path) -> None:
+    folder = plan_folder(Folder(str(tmp_path)), "generations")
+    plan = write_plan(folder, "all.parquet", questions({"P17": 1}).slice(0, 0), 32, NOTHING)
+    assert (plan.runs, plan.num_batches, plan.num_questions) == ((), 0, 0)
+    assert folder.read_table("all.parquet").num_rows == 0
