@@ -44,6 +44,8 @@ WARM_UP = 0.5
 """Share of each run that is not judged: caches fill, and libraries are loaded."""
 NUM_BLOCKS = 10
 """Means over so many blocks of the judged time are regressed, since neighboring measurements depend on each other."""
+MIN_BLOCK_S = 60.0
+"""Shorter blocks hold parts of a repetition, and nothing is judged."""
 
 BOUNDS_PER_HOUR = {
     "driver MB": 50.0,
@@ -169,13 +171,14 @@ def fit(samples: Sequence[Mapping[str, float]], name: str, bound: float) -> Slop
     """
     from scipy import stats
 
-    times, values, num_runs = [], [], 0
+    times, values, num_runs, shortest_s = [], [], 0, np.inf
     for run in sorted({sample["run"] for sample in samples}):
         own = [sample for sample in samples if sample["run"] == run]
         judged = [sample for sample in own if sample["seconds"] >= WARM_UP * own[-1]["seconds"]]
         if len(judged) < NUM_BLOCKS:
             continue
         num_runs += 1
+        shortest_s = min(shortest_s, (1 - WARM_UP) * own[-1]["seconds"] / NUM_BLOCKS)
         blocks = np.array_split(np.array([(sample["seconds"] / 3600, sample[name]) for sample in judged]), NUM_BLOCKS)
         means = np.array([block.mean(axis=0) for block in blocks])
         means -= means.mean(axis=0)
@@ -188,9 +191,10 @@ def fit(samples: Sequence[Mapping[str, float]], name: str, bound: float) -> Slop
     degrees = len(x) - num_runs - 1
     error = float(np.sqrt(((y - slope * x) ** 2).sum() / degrees / (x @ x)))
     low, high = (slope + side * float(stats.t.ppf(0.975, degrees)) * error for side in (-1, 1))
+    verdict = FLAT if slope <= bound and (low > 0 or high <= bound) else UNDECIDED
     if low > 0 and slope > bound:
-        return Slope(slope, low, high, GROWS)
-    return Slope(slope, low, high, FLAT if slope <= bound and (low > 0 or high <= bound) else UNDECIDED)
+        verdict = GROWS
+    return Slope(slope, low, high, verdict if shortest_s >= MIN_BLOCK_S else UNDECIDED)
 
 
 def table(soak: Soak) -> list[str]:
@@ -251,6 +255,7 @@ class Driver:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "TMPDIR": str(self.temporary)}
         environ |= {"PYTHONPATH": str(ROOT), "SLICK_CACHE": str(work / "cache")}
+        environ |= {"TORCHINDUCTOR_CACHE_DIR": str(work / "cache" / "kernels")}
         command = [sys.executable, "-m", "tests.benchmarks.soak", "--drive", "--part", part, "--work", str(work)]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -35,7 +35,8 @@ def make_samples(per_hour: float, noise: float, minutes: int = 60, run: int = 0,
         (20, 1, 60, FLAT),  # it grows, by less than the bound of 50
         (300, 5, 60, GROWS),
         (60, 0.1, 60, GROWS),
-        (300, 50, 5, UNDECIDED),  # too short
+        (40, 200, 60, UNDECIDED),  # the interval holds 0 and the bound
+        (300, 0.1, 15, UNDECIDED),  # too short
     ],
 )
 def test_growth_is_judged_by_its_interval_and_a_bound(
