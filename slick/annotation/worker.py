@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from slick import errors
+from slick import compat, errors
 from slick.annotation.plan import UNIT_SCHEMA, read_unit
 from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
 from slick.annotation.rubrics import ANSWER_RUBRIC, RUBRICS, Rubric
@@ -359,8 +359,7 @@ def run_worker_pool(
             num_cpus=cpus_per_actor,
         )
         quiet(results.context)
-        # With the default prefetch of one batch, a result would arrive only after the next one.
-        tables = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
+        tables = compat.dataset_tables(results)
         yield from _raise_first_error((row for table in tables for row in table.to_pylist()), config)
 
 

@@ -1,6 +1,7 @@
 """The annotate step on real Ray: labels are independent of scheduling, runs resume, and invalid inputs are refused."""
 
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ def annotate_questions(path: Path, config: AnnotateConfig) -> Folder:
     write_birthplace_questions(study)
     annotate(study, config)
     return study
+
+
+def test_no_thread_is_left(annotated_study: Folder) -> None:
+    assert "Prefetcher" not in {thread.name for thread in threading.enumerate()}
 
 
 def assert_same(first: Folder, second: Folder) -> None:
