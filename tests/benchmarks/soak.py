@@ -399,7 +399,7 @@ def _training(path: Path) -> Callable[[], Any]:
     study = write_trainable_study(path, tiny_model("llama", spread=0.1), tiny_tokenizer())
     train = TrainConfig(learning_rate=5e-3, batch_size=4, max_new_tokens=6, keep_checkpoints="none", state_share=1.0)
     grid = GridConfig(variants=("half", "known"), epochs=(12,), policies=("fixed",))
-    config = SweepConfig(grid=grid, train=train, trajectories_per_trial=None, max_concurrent=1)
+    config = SweepConfig(grid=grid, train=train, trajectories_per_trial=None, max_concurrent=1, retries=10)
 
     def repeat() -> None:
         for name in ("runs", "sweep"):
