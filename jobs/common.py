@@ -46,7 +46,7 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     """Call a command's `main` with the command line's arguments and exit with its status."""
     configure_logging()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_terminated)
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         try:
             arguments = sys.argv[1:] if argv is None else argv
@@ -73,17 +73,19 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
             raise
         print(f"\nslick: {format_file_error(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         print("\nslick: stopped. Finished work is kept; the same command resumes it.", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        sys.exit(143 if _terminated.is_set() else 130)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command in the same way as Ctrl-C."""
+_terminated = threading.Event()
+"""Whether SIGTERM was received. An exception of its own would not do: Ray Tune replaces it by KeyboardInterrupt."""
 
 
-def _raise_terminated(*_: object) -> None:
-    raise _Terminated
+def _interrupt(*_: object) -> None:
+    """On SIGTERM, end the command in the same way as on Ctrl-C."""
+    _terminated.set()
+    raise KeyboardInterrupt
 
 
 class _ConsoleHandler(logging.Handler):
