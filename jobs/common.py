@@ -45,6 +45,7 @@ Config = TypeVar("Config")
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Call a command's `main` with the command line's arguments and exit with its status."""
     configure_logging()
+    _terminated.clear()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -126,6 +126,24 @@ def test_ctrl_c_is_status_130_and_other_exceptions_pass(capsys: pytest.CaptureFi
         run_main(broken, [])
 
 
+def test_sigterm_is_status_143_also_if_a_library_raises_keyboard_interrupt_itself() -> None:
+    code = """
+import os, signal, time
+from jobs.common import run_main
+def main(_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    except BaseException:
+        pass
+    raise KeyboardInterrupt
+run_main(main, [])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 143
+    assert "the same command resumes it" in result.stderr
+
+
 @pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("arguments", [["--help"], ["report", "demo", "--help"], ["sturdy"]], ids=" ".join)
 def test_closed_output_pipe_ends_without_traceback(arguments: list[str], buffered: bool) -> None:
