@@ -141,9 +141,8 @@ def test_ray_up_and_down(cloud: MockCloud, cluster_file: Path) -> None:
             open_to_all = [block["CidrIp"] for block in rule["IpRanges"] if block["CidrIp"] == "0.0.0.0/0"]
             assert not open_to_all or (rule["FromPort"], rule["ToPort"]) == (22, 22), rule
     log = Path(cloud.shell["FAKE_COMMANDS"], "log").read_text()
-    positions = [
-        log.index(command) for command in ("docker pull", "docker run", "^torch==", "boto3>=", "ray start --head")
-    ]
+    commands = ("docker pull", "docker run", "--require-hashes --requirement", "ray start --head")
+    positions = [log.index(command) for command in commands]
     assert positions == sorted(positions)
     assert re.search(r"-v \S+/home/ray/\.ray/auth_token:/home/ray/\.ray/auth_token", log)
     assert "RAY_AUTH_MODE=token ray start --head" in log
