@@ -337,7 +337,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A study in an object store in memory."""
     filesystem = pafs._MockFileSystem()
     filesystem.create_dir(f"study/{LOCKS}")
-    monkeypatch.setattr(Folder, "_open", lambda folder: (filesystem, folder.uri.removeprefix("s3://")))
+    monkeypatch.setattr(Folder, "_open_store", lambda _, uri: (filesystem, uri.removeprefix("s3://").partition("?")[0]))
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(locks, "CLAIM_DELAY_S", 0.05)
     return Folder("s3://study")
